@@ -1,0 +1,258 @@
+"""Descriptors, completions, events and commands: what lies in the rings in host memory.
+
+Ring entries have a fixed size that divides 64 bytes, so none ever straddles a beat of the
+512-bit AXI bus. Entries that the NIC writes end in a `phase` bit, the most significant one:
+it is 1 on the first trip round the ring, 0 on the second, and so on; the host looks at
+nothing else to see whether an entry is new. Ring memory starts as zeros.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from .fields import Field, Message
+
+__all__ = [
+    "COMMAND",
+    "EVENT",
+    "LISTEN_COMMAND",
+    "MESSAGES",
+    "RING_SIZE_LOG2_MAX",
+    "RING_SIZE_LOG2_MIN",
+    "RX_COMPLETION",
+    "RX_FREE",
+    "TX_DESCRIPTOR",
+    "ChecksumState",
+    "CommandOpcode",
+    "EventType",
+    "ListenFlag",
+    "Status",
+    "TxFlag",
+    "TxOpcode",
+    "Verdict",
+]
+
+RING_SIZE_LOG2_MIN = 3
+"""Smallest ring: 8 entries."""
+
+RING_SIZE_LOG2_MAX = 15
+"""Largest ring: 32,768 entries; indices are 16 bits and free-running."""
+
+
+class Verdict(enum.IntEnum):
+    """Why a packet was handed to the host."""
+
+    PLAIN = 0
+    """Nothing that the NIC takes care of."""
+    NEW = 1
+    """First segment of a connection: its acknowledgment carries a valid cookie."""
+    GUARD = 2
+    """Copy of a spliced packet during hand-over (reserved for splicing)."""
+    DIVERTED = 3
+    """New request bytes during a bounded splice (reserved for splicing)."""
+
+
+class ChecksumState(enum.IntEnum):
+    """What the NIC knows about a checksum."""
+
+    NONE = 0
+    """Not looked at: no such header, a fragment, IP options, or not TCP."""
+    GOOD = 1
+    """Verified."""
+    BAD = 2
+    """Wrong. Such packets are dropped and counted, so the host sees this only when
+    `PORT.config.keep_bad` is set."""
+
+
+class TxOpcode(enum.IntEnum):
+    """What a TX descriptor asks for."""
+
+    SEND = 1
+    """Send the frame at `address`."""
+    COMMAND = 2
+    """Run the command (`COMMAND.size` bytes) at `address`."""
+
+
+class TxFlag(enum.IntFlag):
+    """Bits of `TX_DESCRIPTOR.flags`."""
+
+    EVENT = 1
+    """Write a `TX_DONE` event once the NIC has read the buffer. (A command always ends in
+    an event and needs no flag; neither does an error.)"""
+    IPV4_CHECKSUM = 2
+    """Compute the IPv4 header checksum of the header at `l3_offset`."""
+    L4_CHECKSUM = 4
+    """Compute the TCP, UDP or ICMPv6 checksum of the segment at `l4_offset`, pseudo-header
+    included; the field's contents are ignored."""
+    IPV6 = 8
+    """The header at `l3_offset` is IPv6; else it is IPv4."""
+    UDP = 16
+    """With `L4_CHECKSUM`: the checksum stands where UDP has it (offset 6); else where TCP
+    has it (offset 16), or ICMPv6 (offset 2) with `ICMPV6`."""
+    ICMPV6 = 32
+    """With `L4_CHECKSUM`: see `UDP`."""
+
+
+class EventType(enum.IntEnum):
+    """What an event tells."""
+
+    NONE = 0
+    TX_DONE = 1
+    """The NIC has read every buffer up to and including descriptor `index`."""
+    COMMAND_DONE = 2
+    """The command with this `tag` has ended as `status` says."""
+    TX_ERROR = 3
+    """Descriptor `index` was not carried out; `status` says why. It counts as read."""
+    RX_ERROR = 4
+    """A receive buffer could not be used; `status` says why, `tag` which."""
+    QUEUE_ERROR = 5
+    """A doorbell or ring set-up was refused; `status` says why."""
+
+
+class Status(enum.IntEnum):
+    """How a descriptor or command ended."""
+
+    OK = 0
+    BAD_OPCODE = 1
+    """The opcode is not known."""
+    BAD_LENGTH = 2
+    """Zero, shorter than a header, longer than the largest frame, or not a command's size."""
+    BAD_ARGUMENT = 3
+    """A field has a value that makes no sense; reserved fields must be zero."""
+    BAD_ADDRESS = 4
+    """The bus refused an access (AXI SLVERR or DECERR)."""
+    TABLE_FULL = 5
+    DUPLICATE = 6
+    NOT_FOUND = 7
+    FEATURE_ABSENT = 8
+    """This build of the NIC does not have it."""
+    BAD_DOORBELL = 9
+    """The index passed more entries than the ring has."""
+
+
+class CommandOpcode(enum.IntEnum):
+    """Commands to the NIC."""
+
+    NOP = 0
+    """Does nothing, successfully: a fence whose event says that all before it was read."""
+    LISTEN = 1
+    """Answer SYNs to an address and port (`LISTEN_COMMAND`)."""
+    UNLISTEN = 2
+    """Undo `LISTEN`; only the key is looked at."""
+    LISTEN_UPDATE = 3
+    """Change everything but the key of a listener."""
+
+
+class ListenFlag(enum.IntFlag):
+    """Bits of `LISTEN_COMMAND.flags`."""
+
+    IPV6 = 1
+    """Key: the address is IPv6. IPv4 addresses stand in the last four bytes."""
+    ANY_ADDRESS = 2
+    """Key: any address of this IP version; `address` must be zero."""
+    DEFER_ACCEPT = 4
+    """A valid handshake ACK without data is consumed: the first the host sees is data."""
+    ECN = 8
+    """Grant ECN to clients that ask for it and that carry timestamps (RFC 3168)."""
+    PAUSED = 16
+    """Answer no SYN (the host's backlog is full). Valid cookies still open connections."""
+
+
+RX_FREE = Message(
+    "RX_FREE",
+    "A buffer for received packets, posted by the host (16 bytes).",
+    Field("address", 64, "Bus address of the buffer; any alignment."),
+    Field("length", 32, "Its size in bytes; 1 to 65,535."),
+    Field("tag", 32, "Given back in the completion."),
+)
+
+RX_COMPLETION = Message(
+    "RX_COMPLETION",
+    "A received packet, or a buffer given back (32 bytes). Each buffer taken from the ring ends in exactly one.",
+    Field("tag", 32, "Tag of the buffer."),
+    Field("length", 16, "Bytes written to the buffer; 0 when the buffer is given back unused."),
+    Field("l3_offset", 8, "Offset of the IP header; 0 if there is none."),
+    Field("l4_offset", 8, "Offset of the TCP header; 0 if none was parsed."),
+    Field("payload_offset", 8, "Offset of the TCP payload; 0 if no TCP header was parsed."),
+    Field("port", 4, "MAC port the packet came in on."),
+    Field("verdict", 4, "Why the host gets it.", Verdict),
+    Field("status", 4, "OK, BAD_LENGTH (buffer too small or its length invalid) or BAD_ADDRESS.", Status),
+    Field("ip_checksum", 2, "State of the IPv4 header checksum.", ChecksumState),
+    Field("l4_checksum", 2, "State of the TCP checksum.", ChecksumState),
+    Field("vlan", 1, "The frame has an 802.1Q tag."),
+    Field("ipv4", 1, "The frame carries IPv4."),
+    Field("ipv6", 1, "The frame carries IPv6."),
+    Field("tcp", 1, "A TCP header was parsed: not a fragment, no IP options, no extension headers."),
+    Field("fragment", 1, "The IPv4 packet is a fragment."),
+    Field("ip_options", 1, "The IPv4 header has options."),
+    Field("listener", 1, "The destination is a listener of this NIC; `listener_index` says which."),
+    Field("options_bad", 1, "The TCP options are malformed."),
+    Field("vlan_tci", 16, "Tag of the frame, if `vlan`."),
+    Field("mss", 16, "NEW: largest segment that the client takes, as encoded in the cookie."),
+    Field("rss_hash", 32, "Toeplitz hash; 0 while the feature RSS is absent."),
+    Field("ts_clock", 32, "The NIC's timestamp clock when the packet came in."),
+    Field("wscale", 4, "NEW: the client's window shift, 15 when window scaling is off."),
+    Field("sack", 1, "NEW: both sides permit SACK."),
+    Field("timestamps", 1, "NEW: both sides use timestamps."),
+    Field("ecn", 1, "NEW: both sides use ECN."),
+    Field("_zero0", 1),
+    Field("listener_index", 8, "Index in the listen table, if `listener`."),
+    Field("_zero1", 47),
+    Field("phase", 1, "See above."),
+)
+
+TX_DESCRIPTOR = Message(
+    "TX_DESCRIPTOR",
+    "Something for the NIC to do, in order (16 bytes).",
+    Field("address", 64, "Bus address of the frame or command; any alignment."),
+    Field("length", 16, "Bytes to read: 14 to the largest frame, or `COMMAND.size`."),
+    Field("mss", 16, "Segment size for segmentation offload; must be 0 while the feature TSO is absent."),
+    Field("l3_offset", 8, "Offset of the IP header, if a checksum is asked for."),
+    Field("l4_offset", 8, "Offset of the transport header, if `L4_CHECKSUM`."),
+    Field("opcode", 8, "What to do.", TxOpcode),
+    Field("flags", 6, "How.", TxFlag),
+    Field("port", 2, "MAC port to send on."),
+)
+
+EVENT = Message(
+    "EVENT",
+    "News from the NIC (32 bytes).",
+    Field("type", 8, "What happened.", EventType),
+    Field("status", 8, "How it ended.", Status),
+    Field("queue", 8, "Queue it concerns."),
+    Field("overflow", 1, "Events before this one were lost because the ring was full (and counted)."),
+    Field("_zero0", 7),
+    Field("index", 16, "TX ring index (free-running) of the descriptor it concerns."),
+    Field("_zero1", 16),
+    Field("tag", 32, "Tag of the command or buffer it concerns."),
+    Field("value", 32, "COMMAND_DONE of LISTEN: index in the listen table."),
+    Field("_zero2", 127),
+    Field("phase", 1, "See above."),
+)
+
+COMMAND = Message(
+    "COMMAND",
+    "A command as it lies in host memory (64 bytes).",
+    Field("opcode", 8, "Which.", CommandOpcode),
+    Field("_zero0", 24),
+    Field("tag", 32, "Given back in the event."),
+    Field("body", 448, "Arguments: the fields of the command's own message after its first 8 bytes."),
+)
+
+LISTEN_COMMAND = Message(
+    "LISTEN_COMMAND",
+    "LISTEN, UNLISTEN and LISTEN_UPDATE (64 bytes).",
+    Field("opcode", 8, "Which of the three.", CommandOpcode),
+    Field("_zero0", 24),
+    Field("tag", 32, "Given back in the event."),
+    Field("address", 128, "Local address in network byte order: its first byte lies first in memory."),
+    Field("port", 16, "Local TCP port; little-endian like every number here; not 0."),
+    Field("flags", 8, "Key and options.", ListenFlag),
+    Field("queue", 8, "Queue that its packets go to."),
+    Field("mss", 16, "MSS option of the SYN-ACK; 64 to 65,535."),
+    Field("window", 16, "Window of the SYN-ACK (never scaled, RFC 7323 section 2.2)."),
+    Field("wscale", 8, "Our window shift, 0 to 14, granted to clients that offer theirs."),
+    Field("_zero1", 248),
+)
+
+MESSAGES = (RX_FREE, RX_COMPLETION, TX_DESCRIPTOR, EVENT, COMMAND, LISTEN_COMMAND)

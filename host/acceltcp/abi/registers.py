@@ -1,0 +1,426 @@
+"""The register file behind BAR0: 32-bit little-endian registers over AXI4-Lite.
+
+A block is a group of registers at a base address; an array block repeats at a stride. From
+this declaration come the gateware decoder, the host's typed accessors, the reference page
+and the JSON map, whose hash the device shows in `IDENT.map_hash`.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .fields import Field
+
+__all__ = [
+    "ABI_MAJOR",
+    "ABI_MINOR",
+    "BAR0_BYTES",
+    "BLOCKS",
+    "CONTROL",
+    "COUNTERS",
+    "COUNTER_BASE",
+    "IDENT",
+    "MAGIC",
+    "PORT",
+    "PORTS_MAX",
+    "QUEUE",
+    "QUEUES_MAX",
+    "SECRET",
+    "TIME",
+    "Access",
+    "Block",
+    "Counter",
+    "Feature",
+    "QueueState",
+    "Register",
+    "block",
+    "map_hash",
+    "register_map",
+]
+
+MAGIC = int.from_bytes(b"ATCP", "little")
+ABI_MAJOR = 1
+"""Grows when software written for the version before no longer works."""
+ABI_MINOR = 0
+"""Grows when something is added."""
+
+BAR0_BYTES = 0x1_0000
+PORTS_MAX = 2
+QUEUES_MAX = 64
+
+
+class Access(enum.Enum):
+    """Who may do what. A write to what cannot be written is ignored, never an error; an
+    address with no register reads as zero."""
+
+    RO = "read-only"
+    RW = "read-write"
+    WO = "write-only"
+    """Reads as zero: secrets, doorbells and strobes."""
+
+
+class Feature(enum.IntFlag):
+    """Bits of `IDENT.features`."""
+
+    SETUP = 1
+    RSS = 2
+    TSO = 4
+    TEARDOWN = 8
+    SPLICE = 16
+
+
+class QueueState(enum.IntEnum):
+    """Values of `QUEUE.status.state`."""
+
+    DISABLED = 0
+    ENABLED = 1
+    REFUSED = 2
+    """`control.enable` was written with a ring size outside the limits or a base that is not
+    a multiple of 64: the queue stays off."""
+
+
+@dataclass(frozen=True)
+class Register:
+    """One 32-bit register. Its fields start at bit 0; bits above them read as zero."""
+
+    name: str
+    offset: int
+    access: Access
+    doc: str
+    fields: tuple[Field, ...]
+    reset: int = 0
+
+    @cached_property
+    def positions(self) -> dict[str, tuple[int, int]]:
+        """Field name -> (lowest bit, width)."""
+        positions, at = {}, 0
+        for field in self.fields:
+            positions[field.name] = (at, field.bits)
+            at += field.bits
+        if at > 32:
+            raise ValueError(f"{self.name}: fields take {at} bits of 32")
+        return positions
+
+    def encode(self, **values: int) -> int:
+        """The register's value with these fields, others zero. Raises `ValueError`."""
+        total = 0
+        for name, value in values.items():
+            if name not in self.positions:
+                raise ValueError(f"{self.name} has no field {name!r}")
+            at, bits = self.positions[name]
+            if not 0 <= int(value) < 1 << bits:
+                raise ValueError(f"{self.name}.{name} must fit {bits} bits, not {value!r}")
+            total |= int(value) << at
+        return total
+
+    def decode(self, value: int) -> dict[str, int]:
+        """All fields that are not reserved, by name."""
+        return {
+            field.name: value >> at & (1 << bits) - 1
+            for field in self.fields
+            if not field.reserved
+            for at, bits in [self.positions[field.name]]
+        }
+
+
+@dataclass(frozen=True)
+class Block:
+    """Registers at `base`, repeated `count` times every `stride` bytes."""
+
+    name: str
+    base: int
+    doc: str
+    registers: tuple[Register, ...]
+    count: int = 1
+    stride: int = 0
+
+    @cached_property
+    def by_name(self) -> dict[str, Register]:
+        return {register.name: register for register in self.registers}
+
+    def __getitem__(self, name: str) -> Register:
+        return self.by_name[name]
+
+    def address(self, name: str, index: int = 0) -> int:
+        """BAR0 offset of a register. Raises `IndexError` for an index past the array."""
+        if not 0 <= index < self.count:
+            raise IndexError(f"{self.name} has {self.count} instances, no index {index}")
+        return self.base + index * self.stride + self.by_name[name].offset
+
+
+def _whole(name: str, doc: str) -> tuple[Field, ...]:
+    return (Field(name, 32, doc),)
+
+
+def _register(name: str, offset: int, access: Access, doc: str, *fields: Field, reset: int = 0) -> Register:
+    return Register(name, offset, access, doc, fields or _whole("value", doc), reset)
+
+
+RO, RW, WO = Access.RO, Access.RW, Access.WO
+
+IDENT = Block(
+    "IDENT",
+    0x0000,
+    "Who the device is and what it can do. `map_hash` stays at offset 8 in every version.",
+    (
+        _register("magic", 0x00, RO, "'ATCP'."),
+        _register(
+            "abi", 0x04, RO, "Version of this contract.",
+            Field("minor", 16, "Grows with additions."), Field("major", 16, "Grows with breaks."),
+        ),
+        _register("map_hash", 0x08, RO, "First 32 bits of the SHA-256 of the JSON register map."),
+        _register("features", 0x0C, RO, "Offloads in this build.", Field("features", 32, "Bits.", Feature)),  # type: ignore[arg-type]
+        _register(
+            "shape", 0x10, RO, "Sizes of this build.",
+            Field("width", 8, "Bytes per beat of the packet path."),
+            Field("ports", 8, "MAC ports."),
+            Field("queues", 8, "Host queues."),
+            Field("tick_us", 8, "Period of `tick` in units of 10 us."),
+        ),
+        _register(
+            "tables", 0x14, RO, "Table sizes.",
+            Field("listeners", 16, "Entries of the listen table."),
+            Field("flows_log2", 8, "Connection table size, log2; 0 when absent."),
+            Field("_zero", 8),
+        ),
+        _register("max_frame", 0x18, RO, "Largest frame in bytes, without FCS, either way."),
+        _register("scratch", 0x1C, RW, "Keeps what is written, for bus tests."),
+    ),
+)
+
+CONTROL = Block(
+    "CONTROL",
+    0x0100,
+    "The device as a whole.",
+    (
+        _register(
+            "control", 0x00, RW, "Switches.",
+            Field("enable", 1, "Receive from the wire. While 0, frames from the MAC are dropped and counted."),
+        ),
+        _register(
+            "reset", 0x04, WO, "Soft reset.",
+            Field("reset", 1, "Write 1: stop, wait for bus transactions in flight, reset everything but this register file's scratch. Poll `status.resetting`."),
+        ),
+        _register(
+            "status", 0x08, RO, "State.",
+            Field("busy", 1, "Packets, descriptors or bus transactions are in flight."),
+            Field("resetting", 1, "A soft reset is under way."),
+            Field("secret_valid", 1, "A cookie secret is in force."),
+            Field("snapshot_busy", 1, "A counter snapshot is being taken."),
+        ),
+        _register(
+            "snapshot", 0x0C, WO, "Counters.",
+            Field("snapshot", 1, "Write 1: capture all counters at one clock edge; poll `status.snapshot_busy`, then read COUNTERS."),
+        ),
+        _register("default_queue", 0x10, RW, "Queue of packets for no listener.", Field("queue", 8, "Queue.")),
+    ),
+)
+
+TIME = Block(
+    "TIME",
+    0x0140,
+    "Clocks, all driven by the port `tick`.",
+    (
+        _register("ticks_low", 0x00, RO, "Ticks since reset, low half; reading it latches the high half."),
+        _register("ticks_high", 0x04, RO, "Ticks since reset, high half, as latched."),
+        _register("ts_clock", 0x08, RO, "TCP timestamp clock: what SYN-ACKs carry and the host goes on from."),
+        _register("ts_ticks", 0x0C, RW, "Ticks per timestamp clock step, at least 1.", Field("ticks", 16, "Ticks."), reset=10),
+        _register("epoch", 0x10, RW, "Cookie epoch counter; writable so that NICs can share cookies."),
+        _register("epoch_ticks", 0x14, RW, "Ticks per epoch, at least 1; 640,000 at 100 us is 64 s.", reset=640_000),
+    ),
+)
+
+SECRET = Block(
+    "SECRET",
+    0x0180,
+    "Cookie secret: write the four words, then `commit`.",
+    (
+        _register("word0", 0x00, WO, "Bytes 0 to 3 of the key, little-endian."),
+        _register("word1", 0x04, WO, "Bytes 4 to 7."),
+        _register("word2", 0x08, WO, "Bytes 8 to 11."),
+        _register("word3", 0x0C, WO, "Bytes 12 to 15."),
+        _register(
+            "commit", 0x10, WO, "Put the secret in force.",
+            Field("now", 1, "1: at once, for every epoch (outstanding cookies become invalid). 0: from the next epoch on; cookies of the epoch before stay valid under the old secret. The first secret always counts as 1."),
+        ),
+    ),
+)
+
+PORT = Block(
+    "PORT",
+    0x0200,
+    "One MAC port.",
+    (
+        _register("mac_low", 0x00, RW, "MAC address, last four bytes, the last one least significant."),
+        _register("mac_high", 0x04, RW, "MAC address, first two bytes.", Field("high", 16, "Bytes.")),
+        _register(
+            "config", 0x08, RW, "Filters.",
+            Field("promiscuous", 1, "Take frames for any unicast address to the host (never to the offloads)."),
+            Field("keep_bad", 1, "Hand TCP/IP packets with wrong checksums or lengths to the host, marked, instead of dropping them (never to the offloads)."),
+        ),
+    ),
+    count=PORTS_MAX,
+    stride=0x20,
+)
+
+QUEUE = Block(
+    "QUEUE",
+    0x8000,
+    "One host queue: four rings in host memory, each 64-byte aligned, and an interrupt vector of the same number. "
+    "Set bases and sizes, then `control.enable`; indices start at 0. Indices are free-running 16-bit counts.",
+    (
+        _register("rx_free_base_low", 0x00, RW, "Ring of RX_FREE: bus address, low half."),
+        _register("rx_free_base_high", 0x04, RW, "High half."),
+        _register("rx_free_size", 0x08, RW, "Entries.", Field("log2", 4, "log2 of the number of entries.")),
+        _register("rx_free_tail", 0x0C, WO, "Doorbell: index after the last buffer posted.", Field("index", 16, "Index.")),
+        _register("rx_completion_base_low", 0x10, RW, "Ring of RX_COMPLETION: bus address, low half."),
+        _register("rx_completion_base_high", 0x14, RW, "High half."),
+        _register("rx_completion_size", 0x18, RW, "Entries.", Field("log2", 4, "log2 of the number of entries.")),
+        _register("rx_completion_head", 0x1C, WO, "Doorbell: index after the last completion consumed.", Field("index", 16, "Index.")),
+        _register("tx_base_low", 0x20, RW, "Ring of TX_DESCRIPTOR: bus address, low half."),
+        _register("tx_base_high", 0x24, RW, "High half."),
+        _register("tx_size", 0x28, RW, "Entries.", Field("log2", 4, "log2 of the number of entries.")),
+        _register("tx_tail", 0x2C, WO, "Doorbell: index after the last descriptor posted.", Field("index", 16, "Index.")),
+        _register("event_base_low", 0x30, RW, "Ring of EVENT: bus address, low half."),
+        _register("event_base_high", 0x34, RW, "High half."),
+        _register("event_size", 0x38, RW, "Entries; at least twice as many as the TX ring, so that no event is ever lost.", Field("log2", 4, "log2 of the number of entries.")),
+        _register("event_head", 0x3C, WO, "Doorbell: index after the last event consumed.", Field("index", 16, "Index.")),
+        _register("control", 0x40, RW, "Switch.", Field("enable", 1, "1: start, with all indices at 0. 0: stop.")),
+        _register(
+            "status", 0x44, RO, "State.",
+            Field("state", 2, "State.", QueueState),
+            Field("idle", 1, "Nothing of this queue is in flight: its memory may be freed once disabled."),
+        ),
+        _register(
+            "interrupt", 0x48, RW, "Moderation.",
+            Field("interval", 16, "Least number of ticks between two interrupts; 0: none."),
+        ),
+        _register(
+            "arm", 0x4C, WO, "Ask for one interrupt.",
+            Field("completion_head", 16, "Completions consumed so far."),
+            Field("event_head", 16, "Events consumed so far. The interrupt comes as soon as either ring holds a newer entry: at once if it does already."),
+        ),
+    ),
+    count=QUEUES_MAX,
+    stride=0x80,
+)
+
+BLOCKS = (IDENT, CONTROL, TIME, SECRET, PORT, QUEUE)
+
+
+@dataclass(frozen=True)
+class Counter:
+    """A 64-bit counter; `width` is how much one clock cycle can add, in bits."""
+
+    name: str
+    doc: str
+    width: int = 1
+
+
+COUNTER_BASE = 0x1000
+"""Counter i is the 64-bit value at COUNTER_BASE + 8 i, low half first, as of the last snapshot."""
+
+COUNTERS = (
+    Counter("rx_packets", "Frames received from the MAC without error."),
+    Counter("rx_bytes", "Their bytes, without FCS.", 16),
+    Counter("rx_drop_mac_error", "Frames dropped: the MAC flagged an error (FCS and the like)."),
+    Counter("rx_drop_runt", "Frames dropped: shorter than 60 bytes."),
+    Counter("rx_drop_oversize", "Frames dropped: longer than the largest frame."),
+    Counter("rx_drop_disabled", "Frames dropped: CONTROL.control.enable was 0 or a reset was under way."),
+    Counter("rx_drop_full", "Frames dropped: the receive buffer was full."),
+    Counter("rx_drop_filter", "Frames dropped: destination MAC address is not ours."),
+    Counter("rx_drop_length", "Frames dropped: IP or TCP length fields contradict the frame."),
+    Counter("rx_drop_ip_checksum", "Frames dropped: IPv4 header checksum wrong."),
+    Counter("rx_drop_l4_checksum", "Frames dropped: TCP checksum wrong."),
+    Counter("rx_drop_no_buffer", "Frames dropped: queue disabled, or its RX free ring empty."),
+    Counter("rx_drop_completion_full", "Frames dropped: the RX completion ring was full."),
+    Counter("rx_host_packets", "Frames written to host memory."),
+    Counter("rx_host_bytes", "Their bytes.", 16),
+    Counter("rx_buffer_errors", "Buffers given back unused or marked bad: invalid, too small, or refused by the bus."),
+    Counter("setup_syn", "SYNs for a listener."),
+    Counter("setup_syn_ack", "SYN-ACKs sent."),
+    Counter("setup_drop_flags", "SYNs dropped: with FIN or RST."),
+    Counter("setup_drop_address", "SYNs dropped: to or from broadcast, multicast or the unspecified address, from port 0, or from the destination itself."),
+    Counter("setup_drop_options", "SYNs dropped: options run past the header, have an impossible length, or an MSS below the smallest class."),
+    Counter("setup_drop_paused", "SYNs dropped: the listener is paused."),
+    Counter("setup_drop_no_secret", "SYNs dropped: no cookie secret has been set."),
+    Counter("setup_drop_busy", "SYNs dropped: SYN-ACKs wait for the wire."),
+    Counter("setup_cookie_good", "Segments whose acknowledgment carries a valid cookie."),
+    Counter("setup_cookie_bad", "Segments to a listener whose acknowledgment carries none."),
+    Counter("setup_deferred", "Valid handshake ACKs consumed because of DEFER_ACCEPT."),
+    Counter("tx_packets", "Frames sent to the MAC."),
+    Counter("tx_bytes", "Their bytes, without FCS.", 16),
+    Counter("tx_host_packets", "Frames sent for the host."),
+    Counter("tx_host_bytes", "Their bytes.", 16),
+    Counter("tx_errors", "TX descriptors that ended in an error event."),
+    Counter("commands", "Commands that succeeded."),
+    Counter("command_errors", "Commands refused."),
+    Counter("event_overflow", "Events lost because the event ring was full or its queue disabled."),
+    Counter("doorbell_errors", "Doorbells refused: more entries than the ring has, or queue disabled."),
+    Counter("queue_errors", "Queues refused: ring size or alignment."),
+    Counter("axi_read_errors", "Read responses with SLVERR or DECERR."),
+    Counter("axi_write_errors", "Write responses with SLVERR or DECERR."),
+    Counter("axi_read_bytes", "Bytes read from host memory, whole beats.", 7),
+    Counter("axi_write_bytes", "Bytes written to host memory.", 7),
+    Counter("interrupts", "Interrupts requested."),
+)
+
+
+def block(name: str) -> Block:
+    """The block of that name. Raises `KeyError`."""
+    return {b.name: b for b in BLOCKS}[name]
+
+
+def _all() -> Iterator[dict[str, Any]]:
+    for b in BLOCKS:
+        yield {
+            "block": b.name,
+            "base": b.base,
+            "count": b.count,
+            "stride": b.stride,
+            "doc": b.doc,
+            "registers": [
+                {
+                    "name": r.name,
+                    "offset": r.offset,
+                    "access": r.access.name,
+                    "reset": r.reset,
+                    "doc": r.doc,
+                    "fields": [
+                        {"name": f.name, "bits": f.bits, "at": r.positions[f.name][0], "doc": f.doc}
+                        for f in r.fields
+                    ],
+                }
+                for r in b.registers
+            ],
+        }
+
+
+def register_map() -> dict[str, Any]:
+    """The whole map as plain data, ready for JSON."""
+    return {
+        "abi": {"major": ABI_MAJOR, "minor": ABI_MINOR},
+        "bar0_bytes": BAR0_BYTES,
+        "blocks": list(_all()),
+        "counters": [
+            {"name": c.name, "address": COUNTER_BASE + 8 * i, "doc": c.doc} for i, c in enumerate(COUNTERS)
+        ],
+    }
+
+
+def map_hash() -> int:
+    """First 32 bits of the SHA-256 over names and positions (texts may change freely)."""
+
+    def bare(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: bare(value) for key, value in node.items() if key != "doc"}
+        return [bare(item) for item in node] if isinstance(node, list) else node
+
+    canonical = json.dumps(bare(register_map()), sort_keys=True, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:4], "big")

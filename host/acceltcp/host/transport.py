@@ -1,0 +1,104 @@
+"""The way to a device: registers, memory it can reach, interrupts.
+
+`Transport` is the seam; the rest of the driver knows nothing about PCI, sockets or processes.
+`open_transport` turns a device specification into one:
+
+* `vfio-user:PATH` - a device in another process, behind a UNIX socket;
+* `sim:?tap=acc0&width=64...` - the same, in a process that is started for the occasion.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from urllib.parse import parse_qsl
+
+from .dma import DmaRegion
+from .errors import DeviceError
+
+__all__ = ["SCHEMES", "Transport", "open_transport", "split_spec"]
+
+
+class Transport(ABC):
+    """A device's registers (BAR 0), DMA mappings and interrupt vectors.
+
+    Every method may raise `DeviceError`; `DeviceLost` once the device has gone away.
+    """
+
+    description: str = "device"
+    """For messages: what the user asked for."""
+
+    @abstractmethod
+    def read32(self, offset: int) -> int:
+        """A register. Earlier writes have reached the device."""
+
+    @abstractmethod
+    def write32(self, offset: int, value: int) -> None:
+        """Write a register; posted: the call may return before the device has seen it."""
+
+    @abstractmethod
+    def map_memory(self, size: int) -> DmaRegion:
+        """New zeroed memory that the device may read and write, whole pages."""
+
+    @abstractmethod
+    def enable_interrupts(self, count: int) -> list[int]:
+        """Eventfds (non-blocking) for vectors 0 to `count` - 1; they belong to the transport."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Reset the function as the bus does it; mappings stay."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the device and of all memory. May be called twice."""
+
+    def fileno(self) -> int | None:
+        """A descriptor that becomes readable when the device goes away, if there is one."""
+        return None
+
+    def check(self) -> None:
+        """Raise `DeviceLost` if the device has gone away."""
+
+
+def split_spec(spec: str) -> tuple[str, str, dict[str, str]]:
+    """`scheme:rest?key=value&...` as its three parts. Raises `DeviceError`."""
+    scheme, colon, rest = spec.partition(":")
+    if not colon:
+        raise DeviceError(f"A device is given as SCHEME:..., like 'sim:?tap=acc0', not {spec!r}.")
+    path, _, query = rest.partition("?")
+    try:
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
+    except ValueError as error:
+        raise DeviceError(f"The options of device {spec!r} must read key=value&key=value: {error}.") from None
+    return scheme, path, options
+
+
+def _open_vfio_user(spec: str) -> Transport:
+    from .vfio_user import VfioUserTransport
+
+    _, path, options = split_spec(spec)
+    if options:
+        raise DeviceError(f"Device {spec!r} takes no options, only a socket's path.")
+    return VfioUserTransport(path)
+
+
+def _open_sim(spec: str) -> Transport:
+    from .simulated import SimulatedTransport
+
+    _, path, options = split_spec(spec)
+    if path:
+        raise DeviceError(f"Device {spec!r} should read 'sim:?key=value&...', without {path!r}.")
+    return SimulatedTransport(options, description=spec)
+
+
+SCHEMES: dict[str, Callable[[str], Transport]] = {"vfio-user": _open_vfio_user, "sim": _open_sim}
+"""Scheme -> how to open it. Another kind of transport is one more entry."""
+
+
+def open_transport(spec: str) -> Transport:
+    """Connect to the device that `spec` names. Raises `DeviceError` with a sentence."""
+    scheme = split_spec(spec)[0]
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}:" for name in SCHEMES)
+        raise DeviceError(f"There is no kind of device {scheme + ':'!r}; known are {known}")
+    return SCHEMES[scheme](spec)

@@ -1,0 +1,315 @@
+"""Client of the vfio-user protocol: a PCI device in another process, over a UNIX socket.
+
+Registers are REGION_READ and REGION_WRITE of BAR 0, writes posted (no reply asked for);
+memory is a memfd whose descriptor goes along with DMA_MAP; interrupts are eventfds handed
+over by DEVICE_SET_IRQS. One request is outstanding at a time; each reply has a time limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import select
+import socket
+import struct
+import time
+
+from acceltcp.abi import pci
+from acceltcp.abi.vfio_user import (
+    HEADER_BYTES,
+    MAX_MSG_FDS_DEFAULT,
+    VERSION_MAJOR,
+    VERSION_MINOR,
+    Command,
+    DeviceFlag,
+    DeviceInfo,
+    DmaFlag,
+    DmaMap,
+    Header,
+    HeaderFlag,
+    Irq,
+    IrqInfo,
+    IrqSet,
+    IrqSetFlag,
+    Region,
+    RegionAccess,
+    RegionFlag,
+    RegionInfo,
+    Version,
+    command_message,
+    pack_version_data,
+    unpack_version_data,
+)
+
+from .dma import DmaRegion, align_up
+from .errors import DeviceError, DeviceLost, DeviceTimeout
+from .transport import Transport
+
+__all__ = ["VfioUserTransport"]
+
+PAGE = mmap.PAGESIZE
+_IOVA_START = 1 << 32
+_IOVA_ALIGNMENT = 2 << 20
+_PCI_ID = struct.Struct("<HH")
+_PCI_COMMAND = 4  # PCI configuration space: command register
+_PCI_COMMAND_MEMORY_AND_BUS_MASTER = 0x6
+
+# The hot path: header, access and one register's value in one struct.
+_WRITE32 = struct.Struct(Header.format.format + RegionAccess.format.format.lstrip("=") + "I")
+_READ32 = struct.Struct(Header.format.format + RegionAccess.format.format.lstrip("="))
+_REPLY32 = _WRITE32
+
+
+class VfioUserTransport(Transport):
+    """A device behind the UNIX socket at `path`.
+
+    timeout: seconds within which each reply has to come.
+    """
+
+    def __init__(self, path: str, *, timeout: float = 10.0, description: str | None = None) -> None:
+        self.description = description or f"vfio-user:{path}"
+        self._timeout = timeout
+        self._msg_id = 0
+        self._next_iova = _IOVA_START
+        self._maps: list[tuple[memoryview, mmap.mmap]] = []
+        self._eventfds: list[int] = []
+        self._max_fds = MAX_MSG_FDS_DEFAULT
+        self._lost: str | None = None
+        self._socket: socket.socket | None = _connect(path, timeout)
+        try:
+            self._negotiate()
+            self._identify()
+        except BaseException:
+            self.close()
+            raise
+
+    # -- set-up ------------------------------------------------------------------------
+
+    def _negotiate(self) -> None:
+        ours = Version(VERSION_MAJOR, VERSION_MINOR)
+        capabilities = pack_version_data({"max_msg_fds": 8})
+        reply = self._request(Command.VERSION, ours.pack() + capabilities)
+        try:
+            theirs = Version.unpack(reply)
+            granted = unpack_version_data(bytes(reply[Version.byte_size :]))
+        except ValueError as error:
+            raise DeviceError(f"{self.description} sent a version reply that makes no sense: {error}.") from None
+        if theirs.major != VERSION_MAJOR:
+            raise DeviceError(
+                f"{self.description} speaks vfio-user {theirs.major}.{theirs.minor}, "
+                f"this driver {VERSION_MAJOR}.{VERSION_MINOR}."
+            )
+        fds = granted.get("max_msg_fds", MAX_MSG_FDS_DEFAULT)
+        if isinstance(fds, int) and fds >= 1:
+            self._max_fds = min(fds, 64)
+
+    def _identify(self) -> None:
+        info = DeviceInfo.unpack(self._request(Command.DEVICE_GET_INFO, DeviceInfo(DeviceInfo.byte_size).pack()))
+        if not info.flags & DeviceFlag.PCI:
+            raise DeviceError(f"{self.description} is not a PCI device.")
+        self._can_reset = bool(info.flags & DeviceFlag.RESET)
+        bar = self._region_info(Region(pci.BAR_REGISTERS))
+        wanted = RegionFlag.READ | RegionFlag.WRITE
+        if bar.size < pci.BAR_REGISTERS_BYTES or bar.flags & wanted != wanted:
+            raise DeviceError(
+                f"{self.description} has a BAR {pci.BAR_REGISTERS} of {bar.size} bytes; "
+                f"an AccelTCP NIC has {pci.BAR_REGISTERS_BYTES}."
+            )
+        vendor, device = _PCI_ID.unpack(self._region_read(Region.CONFIG, 0, _PCI_ID.size))
+        if (vendor, device) != (pci.VENDOR_ID, pci.DEVICE_ID):
+            raise DeviceError(
+                f"{self.description} is PCI device {vendor:04x}:{device:04x}, "
+                f"not {pci.VENDOR_ID:04x}:{pci.DEVICE_ID:04x}."
+            )
+        (command,) = struct.unpack("<H", self._region_read(Region.CONFIG, _PCI_COMMAND, 2))
+        value = struct.pack("<H", command | _PCI_COMMAND_MEMORY_AND_BUS_MASTER)
+        access = RegionAccess(_PCI_COMMAND, Region.CONFIG, len(value))
+        self._request(Command.REGION_WRITE, access.pack() + value)
+        vectors = self._request(
+            Command.DEVICE_GET_IRQ_INFO, IrqInfo(IrqInfo.byte_size, 0, Irq.MSIX).pack()
+        )
+        self._vectors = IrqInfo.unpack(vectors).count
+
+    def _region_info(self, region: Region) -> RegionInfo:
+        request = RegionInfo(RegionInfo.byte_size, 0, region)
+        return RegionInfo.unpack(self._request(Command.DEVICE_GET_REGION_INFO, request.pack()))
+
+    def _region_read(self, region: Region, offset: int, count: int) -> bytes:
+        access = RegionAccess(offset, region, count)
+        reply = self._request(Command.REGION_READ, access.pack())
+        data = bytes(reply[RegionAccess.byte_size :])
+        if len(data) != count:
+            raise DeviceError(f"{self.description} answered a read of {count} bytes with {len(data)}.")
+        return data
+
+    # -- the seam ----------------------------------------------------------------------
+
+    def read32(self, offset: int) -> int:
+        msg_id = self._msg_id = (self._msg_id + 1) & 0xFFFF
+        self._send(
+            _READ32.pack(
+                msg_id, Command.REGION_READ, _READ32.size, HeaderFlag.COMMAND, 0, offset, pci.BAR_REGISTERS, 4
+            )
+        )
+        reply = self._receive_reply(msg_id, Command.REGION_READ)
+        if len(reply) != _REPLY32.size - HEADER_BYTES:
+            raise DeviceError(f"{self.description} answered a register read with {len(reply)} bytes.")
+        return int.from_bytes(reply[RegionAccess.byte_size :], "little")
+
+    def write32(self, offset: int, value: int) -> None:
+        msg_id = self._msg_id = (self._msg_id + 1) & 0xFFFF
+        self._send(
+            _WRITE32.pack(
+                msg_id, Command.REGION_WRITE, _WRITE32.size, HeaderFlag.NO_REPLY, 0,
+                offset, pci.BAR_REGISTERS, 4, value,
+            )
+        )  # fmt: skip
+
+    def map_memory(self, size: int) -> DmaRegion:
+        size = align_up(size, PAGE)
+        fd = os.memfd_create("acceltcp-dma", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            mapping = mmap.mmap(fd, size)
+            address = self._next_iova
+            request = DmaMap(DmaMap.byte_size, DmaFlag.READ | DmaFlag.WRITE, 0, address, size)
+            self._request(Command.DMA_MAP, request.pack(), [fd])
+        finally:
+            os.close(fd)
+        self._next_iova = align_up(address + size, _IOVA_ALIGNMENT)
+        view = memoryview(mapping)
+        self._maps.append((view, mapping))
+        return DmaRegion(view, address, size)
+
+    def enable_interrupts(self, count: int) -> list[int]:
+        if not 1 <= count <= self._vectors:
+            raise DeviceError(f"{self.description} has {self._vectors} interrupt vectors, not {count}.")
+        while len(self._eventfds) < count:
+            self._eventfds.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        flags = IrqSetFlag.DATA_EVENTFD | IrqSetFlag.ACTION_TRIGGER
+        for start in range(0, count, self._max_fds):
+            fds = self._eventfds[start : min(start + self._max_fds, count)]
+            request = IrqSet(IrqSet.byte_size, flags, Irq.MSIX, start, len(fds))
+            self._request(Command.DEVICE_SET_IRQS, request.pack(), fds)
+        return self._eventfds[:count]
+
+    def reset(self) -> None:
+        if self._can_reset:
+            self._request(Command.DEVICE_RESET, b"")
+
+    def fileno(self) -> int | None:
+        return self._socket.fileno() if self._socket is not None else None
+
+    def check(self) -> None:
+        if self._socket is None:
+            raise DeviceLost(f"{self.description} is closed.")
+        if self._lost is None:
+            try:
+                if not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    self._lost = "the connection was closed by the other side"
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                self._lost = error.strerror or str(error)
+        if self._lost is not None:
+            raise DeviceLost(f"{self.description} went away: {self._lost}.")
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        for fd in self._eventfds:
+            os.close(fd)
+        self._eventfds = []
+        for view, mapping in self._maps:
+            # Somebody may still hold a slice; the memory then goes when the slice does.
+            with contextlib.suppress(BufferError):
+                view.release()
+                mapping.close()
+        self._maps = []
+
+    # -- messages ----------------------------------------------------------------------
+
+    def _request(self, command: Command, payload: bytes, fds: list[int] | None = None) -> bytes:
+        msg_id = self._msg_id = (self._msg_id + 1) & 0xFFFF
+        self._send(command_message(msg_id, command, payload), fds)
+        return self._receive_reply(msg_id, command)
+
+    def _lose(self, reason: str) -> DeviceLost:
+        self._lost = reason
+        return DeviceLost(f"{self.description} went away: {reason}.")
+
+    def _send(self, message: bytes, fds: list[int] | None = None) -> None:
+        if self._socket is None or self._lost is not None:
+            self.check()
+            raise AssertionError
+        try:
+            if fds:
+                sent = socket.send_fds(self._socket, [message], fds)
+            else:
+                sent = self._socket.send(message)
+            if sent < len(message):
+                self._socket.sendall(message[sent:])
+        except TimeoutError:
+            raise self._lose(f"it took no message for {self._timeout:g} s") from None
+        except OSError as error:
+            raise self._lose(error.strerror or str(error)) from None
+
+    def _receive_exactly(self, count: int, deadline: float) -> bytes:
+        assert self._socket is not None
+        data = b""
+        while len(data) < count:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+                self._lost = f"it did not answer within {self._timeout:g} s"
+                raise DeviceTimeout(f"{self.description} did not answer within {self._timeout:g} s.")
+            try:
+                part = self._socket.recv(count - len(data))
+            except OSError as error:
+                raise self._lose(error.strerror or str(error)) from None
+            if not part:
+                raise self._lose("the connection was closed by the other side")
+            data += part
+        return data
+
+    def _receive_reply(self, msg_id: int, command: Command) -> bytes:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            header = Header.unpack(self._receive_exactly(HEADER_BYTES, deadline))
+            if not HEADER_BYTES <= header.size <= 1 << 20:
+                raise self._lose(f"it sent a message of {header.size} bytes")
+            body = self._receive_exactly(header.size - HEADER_BYTES, deadline)
+            if header.flags & HeaderFlag.TYPE_MASK == HeaderFlag.COMMAND:
+                # All memory is shared by descriptor, so the device has nothing to ask us.
+                if not header.flags & HeaderFlag.NO_REPLY:
+                    refusal = Header(
+                        header.msg_id, header.command, HEADER_BYTES,
+                        HeaderFlag.REPLY | HeaderFlag.ERROR, errno.ENOTSUP,
+                    )  # fmt: skip
+                    self._send(refusal.pack())
+                continue
+            if header.msg_id != msg_id:
+                raise self._lose(f"it answered message {header.msg_id}, but {msg_id} was asked")
+            if header.flags & HeaderFlag.ERROR:
+                reason = os.strerror(header.error) if header.error else "no reason given"
+                raise DeviceError(f"{self.description} refused {command.name}: {reason}.")
+            return body
+
+
+def _connect(path: str, timeout: float) -> socket.socket:
+    if not path:
+        raise DeviceError("A vfio-user device is given as vfio-user:PATH, with the path of its socket.")
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    link.settimeout(timeout)
+    try:
+        link.connect(path)
+    except OSError as error:
+        link.close()
+        if error.errno == errno.ENOENT:
+            raise DeviceError(f"There is no device at {path}: no such socket.") from None
+        if error.errno == errno.ECONNREFUSED:
+            raise DeviceError(f"There is no device at {path}: nobody listens on that socket.") from None
+        raise DeviceError(f"The device at {path} cannot be reached: {error.strerror or error}.") from None
+    return link

@@ -1,0 +1,96 @@
+"""Every size and option of the NIC, in one place.
+
+One `NicConfig` per board. Values are checked when the configuration is made; the message
+names the field, the value and what is allowed.
+"""
+
+from dataclasses import dataclass, fields
+
+from acceltcp.abi.registers import PORTS_MAX, QUEUES_MAX
+
+__all__ = ["AXI_BYTES", "NicConfig"]
+
+AXI_BYTES = 64
+"""Width of the AXI4 master. The DMA has this one width; narrower packet paths meet it
+through a width adapter."""
+
+
+@dataclass(frozen=True)
+class NicConfig:
+    """Parameters of the core.
+
+    width: bytes per beat of the packet path: 8, 32 or 64.
+    ports: MAC ports, 1 or 2.
+    queues: host queues, a power of two up to 64.
+    listeners: entries of the listen table, a power of two from 1 to 256.
+    rx_buffer_beats: depth of each port's receive buffer in beats, a power of two.
+    tx_buffer_beats: depth of the transmit buffer in beats, a power of two.
+    packets: packets that wait between the receive pipeline and the host, a power of two.
+    descriptors: prefetched descriptors per queue and direction, a power of two.
+    read_beats: AXI read data in flight, in beats of 64 bytes: what hides the bus latency.
+    writes: AXI write bursts in flight.
+    max_frame: largest frame in bytes, without FCS.
+    pipelined_hash: one cookie hash per cycle; else one per about 20 cycles in a fraction of
+        the area.
+    tick_us: period of `tick` in microseconds, a multiple of 10.
+    """
+
+    width: int = 64
+    ports: int = 1
+    queues: int = 16
+    listeners: int = 64
+    rx_buffer_beats: int = 1024
+    tx_buffer_beats: int = 512
+    packets: int = 512
+    descriptors: int = 256
+    read_beats: int = 512
+    writes: int = 256
+    max_frame: int = 9018
+    pipelined_hash: bool = True
+    tick_us: int = 100
+
+    def __post_init__(self):
+        self._one_of("width", (8, 32, 64))
+        self._range("ports", 1, PORTS_MAX)
+        for name, low, high in (
+            ("queues", 1, QUEUES_MAX),
+            ("listeners", 1, 256),
+            ("rx_buffer_beats", 64, 1 << 16),
+            ("tx_buffer_beats", 64, 1 << 16),
+            ("packets", 32, 4096),
+            ("descriptors", 16, 1024),
+            ("read_beats", 32, 4096),
+            ("writes", 8, 1024),
+        ):
+            self._power_of_two(name, low, high)
+        self._range("max_frame", 1514, 16128)
+        for name in ("rx_buffer_beats", "tx_buffer_beats"):
+            if getattr(self, name) * self.width < 2 * self.max_frame:
+                raise ValueError(
+                    f"{name} must hold two frames of max_frame={self.max_frame} bytes, "
+                    f"not {getattr(self, name)} beats of {self.width}"
+                )
+        if self.read_beats * AXI_BYTES < 2 * self.max_frame:
+            raise ValueError(f"read_beats must hold two frames of {self.max_frame} bytes, not {self.read_beats}")
+        if self.tick_us % 10 or not 10 <= self.tick_us <= 2550:
+            raise ValueError(f"tick_us must be a multiple of 10 from 10 to 2550, not {self.tick_us!r}")
+
+    def _one_of(self, name, allowed):
+        if getattr(self, name) not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+
+    def _range(self, name, low, high):
+        value = getattr(self, name)
+        if not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
+
+    def _power_of_two(self, name, low, high):
+        self._range(name, low, high)
+        value = getattr(self, name)
+        if value & (value - 1):
+            raise ValueError(f"{name} must be a power of two from {low} to {high}, not {value!r}")
+
+    @classmethod
+    def names(cls):
+        """Names of all parameters."""
+        return [field.name for field in fields(cls)]

@@ -1,0 +1,133 @@
+"""Helpers of the unit tests: run an Amaranth simulation, feed and drain streams.
+
+Values on streams are plain integers (fast); `beats` and `packets` convert packets to and
+from beats. Every run has a watchdog, so a hung handshake fails instead of waiting.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+
+from amaranth import Value
+from amaranth.lib import data
+from amaranth.sim import Simulator
+
+from hw.stream.beat import BeatLayout
+
+__all__ = ["Watchdog", "always", "beats", "collect", "feed", "packets", "run", "sometimes"]
+
+
+class Watchdog(AssertionError):
+    """The simulation did not end in time."""
+
+
+def run(dut, *testbenches, cycles: int = 10_000, vcd: str | None = None) -> None:
+    """Simulate until every testbench has returned. Raises `Watchdog` after `cycles`."""
+    sim = Simulator(dut)
+    sim.add_clock(1e-6)
+    left = len(testbenches)
+
+    def wrap(testbench):
+        async def wrapped(ctx):
+            nonlocal left
+            await testbench(ctx)
+            left -= 1
+
+        return wrapped
+
+    async def watchdog(ctx):
+        for _ in range(cycles):
+            await ctx.tick()
+            if not left:
+                return
+        raise Watchdog(f"not finished after {cycles} cycles")
+
+    for testbench in testbenches:
+        sim.add_testbench(wrap(testbench))
+    sim.add_testbench(watchdog)
+    if vcd:
+        with sim.write_vcd(vcd):
+            sim.run()
+    else:
+        sim.run()
+
+
+def always() -> bool:
+    """A pattern without pauses."""
+    return True
+
+
+def sometimes(seed: int, probability: float = 0.5) -> Callable[[], bool]:
+    """A pattern with random pauses."""
+    rng = random.Random(seed)
+    return lambda: rng.random() < probability
+
+
+async def feed(ctx, stream, values: Iterable[int], go: Callable[[], bool] = always) -> None:
+    """Put integers on a stream's payload, one transfer each, pausing when `go()` is false."""
+    payload = Value.cast(stream.payload)
+    for value in values:
+        while not go():
+            ctx.set(stream.valid, 0)
+            await ctx.tick()
+        ctx.set(payload, value)
+        ctx.set(stream.valid, 1)
+        await ctx.tick().until(stream.ready)
+    ctx.set(stream.valid, 0)
+
+
+async def collect(ctx, stream, count: int, go: Callable[[], bool] = always) -> list[int]:
+    """Take `count` payloads off a stream as integers, not ready when `go()` is false."""
+    payload = Value.cast(stream.payload)
+    taken: list[int] = []
+    while len(taken) < count:
+        if not go():
+            if not isinstance(stream.ready, int):
+                ctx.set(stream.ready, 0)
+            await ctx.tick()
+            continue
+        ctx.set(stream.ready, 1)
+        valid, value = (await ctx.tick().sample(stream.valid, payload))[-2:]
+        if valid:
+            taken.append(value)
+    ctx.set(stream.ready, 0)
+    return taken
+
+
+def beats(packet: bytes, width: int, err: bool = False) -> list[int]:
+    """A packet as integers for a stream of `BeatLayout(width)`."""
+    layout = BeatLayout(width)
+    out = []
+    for at in range(0, len(packet), width):
+        part = packet[at : at + width]
+        last = at + width >= len(packet)
+        out.append(
+            layout.const(
+                {
+                    "data": int.from_bytes(part, "little"),
+                    "count": len(part),
+                    "last": last,
+                    "err": last and err,
+                }
+            )
+            .as_value()
+            .value
+        )
+    return out
+
+
+def packets(values: Iterable[int], width: int) -> list[bytes]:
+    """Whole packets from integers of `BeatLayout(width)`; checks the rules of `Beat`."""
+    layout = BeatLayout(width)
+    out, current = [], b""
+    for value in values:
+        beat = data.Const(layout, value)
+        assert 1 <= beat.count <= width, f"count {beat.count} of {width}"
+        assert beat.last or beat.count == width, "a beat before the last is not full"
+        current += int(beat.data).to_bytes(width, "little")[: beat.count]
+        if beat.last:
+            out.append(current)
+            current = b""
+    assert not current, "the last packet has no last beat"
+    return out
