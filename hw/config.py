@@ -23,8 +23,8 @@ class NicConfig:
     ports: MAC ports, 1 or 2.
     queues: host queues, a power of two up to 64.
     listeners: entries of the listen table, a power of two from 1 to 256.
-    rx_buffer_beats: depth of each port's receive buffer in beats, a power of two.
-    tx_buffer_beats: depth of the transmit buffer in beats, a power of two.
+    rx_buffer_beats: depth of each port's receive buffer in beats, a power of two; None: 64 KiB.
+    tx_buffer_beats: depth of the transmit buffer in beats, a power of two; None: 32 KiB.
     packets: packets that wait between the receive pipeline and the host, a power of two.
     descriptors: prefetched descriptors per queue and direction, a power of two.
     read_beats: AXI read data in flight, in beats of 64 bytes: what hides the bus latency.
@@ -39,8 +39,8 @@ class NicConfig:
     ports: int = 1
     queues: int = 16
     listeners: int = 64
-    rx_buffer_beats: int = 1024
-    tx_buffer_beats: int = 512
+    rx_buffer_beats: int | None = None
+    tx_buffer_beats: int | None = None
     packets: int = 512
     descriptors: int = 256
     read_beats: int = 512
@@ -51,6 +51,9 @@ class NicConfig:
 
     def __post_init__(self):
         self._one_of("width", (8, 32, 64))
+        for name, octets in (("rx_buffer_beats", 64 << 10), ("tx_buffer_beats", 32 << 10)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, octets // self.width)
         self._range("ports", 1, PORTS_MAX)
         for name, low, high in (
             ("queues", 1, QUEUES_MAX),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 
-from amaranth import Value
+from amaranth import ClockDomain, Module, Value
 from amaranth.lib import data
 from amaranth.sim import Simulator
 
@@ -22,9 +22,16 @@ class Watchdog(AssertionError):
     """The simulation did not end in time."""
 
 
-def run(dut, *testbenches, cycles: int = 10_000, vcd: str | None = None) -> None:
-    """Simulate until every testbench has returned. Raises `Watchdog` after `cycles`."""
-    sim = Simulator(dut)
+def run(dut, *testbenches, cycles: int = 10_000, vcd: str | None = None, background: Iterable = ()) -> None:
+    """Simulate until every testbench has returned. Raises `Watchdog` after `cycles`.
+
+    background: endless testbenches (bus models, monitors), not waited for.
+    """
+    # A clock domain of our own, so that purely combinational blocks run too.
+    top = Module()
+    top.domains.sync = ClockDomain()
+    top.submodules.dut = dut
+    sim = Simulator(top)
     sim.add_clock(1e-6)
     left = len(testbenches)
 
@@ -43,6 +50,8 @@ def run(dut, *testbenches, cycles: int = 10_000, vcd: str | None = None) -> None
                 return
         raise Watchdog(f"not finished after {cycles} cycles")
 
+    for endless in background:
+        sim.add_testbench(endless, background=True)
     for testbench in testbenches:
         sim.add_testbench(wrap(testbench))
     sim.add_testbench(watchdog)

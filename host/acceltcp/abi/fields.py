@@ -27,7 +27,7 @@ class Field:
     name: str
     bits: int
     doc: str = ""
-    codes: type[enum.IntEnum] | None = None
+    codes: type[enum.IntEnum] | type[enum.IntFlag] | None = None
 
     @property
     def reserved(self) -> bool:

@@ -82,7 +82,7 @@ class QueueState(enum.IntEnum):
     ENABLED = 1
     REFUSED = 2
     """`control.enable` was written with a ring size outside the limits or a base that is not
-    a multiple of 64: the queue stays off."""
+    a multiple of 64, or before an earlier disable had ended (`status.idle`): the queue stays off."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ IDENT = Block(
             Field("minor", 16, "Grows with additions."), Field("major", 16, "Grows with breaks."),
         ),
         _register("map_hash", 0x08, RO, "First 32 bits of the SHA-256 of the JSON register map."),
-        _register("features", 0x0C, RO, "Offloads in this build.", Field("features", 32, "Bits.", Feature)),  # type: ignore[arg-type]
+        _register("features", 0x0C, RO, "Offloads in this build.", Field("features", 32, "Bits.", Feature)),
         _register(
             "shape", 0x10, RO, "Sizes of this build.",
             Field("width", 8, "Bytes per beat of the packet path."),
@@ -273,7 +273,8 @@ QUEUE = Block(
     "QUEUE",
     0x8000,
     "One host queue: four rings in host memory, each 64-byte aligned, and an interrupt vector of the same number. "
-    "Set bases and sizes, then `control.enable`; indices start at 0. Indices are free-running 16-bit counts.",
+    "Set bases and sizes, then `control.enable`; indices start at 0. Indices are free-running 16-bit counts. "
+    "Bases and sizes can be written only while the queue is off and idle.",
     (
         _register("rx_free_base_low", 0x00, RW, "Ring of RX_FREE: bus address, low half."),
         _register("rx_free_base_high", 0x04, RW, "High half."),

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-__all__ = ["AbiMismatch", "CommandRefused", "DeviceError", "DeviceLost", "DeviceTimeout"]
+__all__ = ["AbiMismatchError", "CommandRefusedError", "DeviceError", "DeviceLostError", "DeviceTimeoutError"]
 
 
 class DeviceError(Exception):
     """The device, or the way to it, does not do what it should. The text is a whole sentence."""
 
 
-class DeviceLost(DeviceError):
+class DeviceLostError(DeviceError):
     """The device went away: its process ended or its connection broke."""
 
 
-class DeviceTimeout(DeviceError):
+class DeviceTimeoutError(DeviceError):
     """The device did not answer within the time it has."""
 
 
-class AbiMismatch(DeviceError):
+class AbiMismatchError(DeviceError):
     """The device speaks another version of the contract."""
 
 
-class CommandRefused(DeviceError):
+class CommandRefusedError(DeviceError):
     """A command ended with a status other than OK; it has had no effect."""
 
     def __init__(self, status: int, text: str) -> None:

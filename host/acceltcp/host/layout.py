@@ -21,13 +21,13 @@ _CODES = {8: "B", 16: "H", 32: "I", 64: "Q"}
 class Slot(NamedTuple):
     """Where a field is: item of the unpacked tuple, shift to the right, mask after it."""
 
-    index: int
+    item: int
     shift: int
     mask: int
 
     def of(self, items: tuple[int, ...]) -> int:
         """The field's value in an unpacked tuple."""
-        return items[self.index] >> self.shift & self.mask
+        return items[self.item] >> self.shift & self.mask
 
 
 class Packing:

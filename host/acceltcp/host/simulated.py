@@ -20,7 +20,7 @@ import time
 from collections import deque
 
 from .dma import DmaRegion
-from .errors import DeviceError, DeviceLost
+from .errors import DeviceError, DeviceLostError
 from .transport import Transport
 from .vfio_user import VfioUserTransport
 
@@ -74,7 +74,7 @@ class SimulatedTransport(Transport):
             self._inner = VfioUserTransport(path, timeout=30.0, description=description)
         except BaseException as error:
             self.close()
-            if isinstance(error, DeviceLost):
+            if isinstance(error, DeviceLostError):
                 raise self._explain(error) from None
             raise
 
@@ -102,12 +102,12 @@ class SimulatedTransport(Transport):
         said = "\n  ".join(self._errors)
         return f"The simulator of {self.description} {how}" + (f"; it said:\n  {said}" if said else ".")
 
-    def _explain(self, error: DeviceLost) -> DeviceLost:
+    def _explain(self, error: DeviceLostError) -> DeviceLostError:
         """The loss of a connection, told by why the process ended, if it did."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
             self._reader.join(1.0)
-            return DeviceLost(self._ended())
+            return DeviceLostError(self._ended())
         return error
 
     @property
@@ -117,19 +117,19 @@ class SimulatedTransport(Transport):
 
     def _get(self) -> VfioUserTransport:
         if self._inner is None:
-            raise DeviceLost(f"{self.description} is closed.")
+            raise DeviceLostError(f"{self.description} is closed.")
         return self._inner
 
     def read32(self, offset: int) -> int:
         try:
             return self._get().read32(offset)
-        except DeviceLost as error:
+        except DeviceLostError as error:
             raise self._explain(error) from None
 
     def write32(self, offset: int, value: int) -> None:
         try:
             self._get().write32(offset, value)
-        except DeviceLost as error:
+        except DeviceLostError as error:
             raise self._explain(error) from None
 
     def map_memory(self, size: int) -> DmaRegion:
@@ -147,7 +147,7 @@ class SimulatedTransport(Transport):
     def check(self) -> None:
         try:
             self._get().check()
-        except DeviceLost as error:
+        except DeviceLostError as error:
             raise self._explain(error) from None
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ __all__ = ["SCHEMES", "Transport", "open_transport", "split_spec"]
 class Transport(ABC):
     """A device's registers (BAR 0), DMA mappings and interrupt vectors.
 
-    Every method may raise `DeviceError`; `DeviceLost` once the device has gone away.
+    Every method may raise `DeviceError`; `DeviceLostError` once the device has gone away.
     """
 
     description: str = "device"
@@ -56,8 +56,8 @@ class Transport(ABC):
         """A descriptor that becomes readable when the device goes away, if there is one."""
         return None
 
-    def check(self) -> None:
-        """Raise `DeviceLost` if the device has gone away."""
+    def check(self) -> None:  # noqa: B027 - a device that cannot go away has nothing to say
+        """Raise `DeviceLostError` if the device has gone away."""
 
 
 def split_spec(spec: str) -> tuple[str, str, dict[str, str]]:

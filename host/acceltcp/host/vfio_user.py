@@ -44,7 +44,7 @@ from acceltcp.abi.vfio_user import (
 )
 
 from .dma import DmaRegion, align_up
-from .errors import DeviceError, DeviceLost, DeviceTimeout
+from .errors import DeviceError, DeviceLostError, DeviceTimeoutError
 from .transport import Transport
 
 __all__ = ["VfioUserTransport"]
@@ -204,7 +204,7 @@ class VfioUserTransport(Transport):
 
     def check(self) -> None:
         if self._socket is None:
-            raise DeviceLost(f"{self.description} is closed.")
+            raise DeviceLostError(f"{self.description} is closed.")
         if self._lost is None:
             try:
                 if not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
@@ -214,7 +214,7 @@ class VfioUserTransport(Transport):
             except OSError as error:
                 self._lost = error.strerror or str(error)
         if self._lost is not None:
-            raise DeviceLost(f"{self.description} went away: {self._lost}.")
+            raise DeviceLostError(f"{self.description} went away: {self._lost}.")
 
     def close(self) -> None:
         if self._socket is not None:
@@ -237,9 +237,9 @@ class VfioUserTransport(Transport):
         self._send(command_message(msg_id, command, payload), fds)
         return self._receive_reply(msg_id, command)
 
-    def _lose(self, reason: str) -> DeviceLost:
+    def _lose(self, reason: str) -> DeviceLostError:
         self._lost = reason
-        return DeviceLost(f"{self.description} went away: {reason}.")
+        return DeviceLostError(f"{self.description} went away: {reason}.")
 
     def _send(self, message: bytes, fds: list[int] | None = None) -> None:
         if self._socket is None or self._lost is not None:
@@ -264,7 +264,7 @@ class VfioUserTransport(Transport):
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self._socket], [], [], left)[0]:
                 self._lost = f"it did not answer within {self._timeout:g} s"
-                raise DeviceTimeout(f"{self.description} did not answer within {self._timeout:g} s.")
+                raise DeviceTimeoutError(f"{self.description} did not answer within {self._timeout:g} s.")
             try:
                 part = self._socket.recv(count - len(data))
             except OSError as error:

@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """StreamFifo: order, capacity, throughput and latency of both flavours."""
 
 import pytest

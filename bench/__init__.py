@@ -1,0 +1,1 @@
+"""Benchmarks: each measures, prints a table, and writes JSON with `--json`."""

@@ -1,0 +1,57 @@
+"""`acceltcp bench NAME`: run a benchmark, print its table, write its JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from . import setup
+
+__all__ = ["main"]
+
+
+def _show(console: Console, title: str, results: dict[str, float]) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("figure")
+    table.add_column("measured", justify="right")
+    table.add_column("goal", justify="right")
+    table.add_column("")
+    table.add_column("what", style="dim")
+    for key, value in results.items():
+        goal = setup.GOALS[key]
+        met = goal.met(value)
+        mark = "" if met is None else "[green]✔[/]" if met else "[red]✘[/]"
+        shown = f"{value:,.0f}" if value == int(value) or value > 1000 else f"{value:.3f}"
+        table.add_row(key, shown, str(goal), mark, goal.what)
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="acceltcp bench", description="Run a benchmark.")
+    parser.add_argument("name", choices=["setup"], help="setup: connection setup and rings, in cycles")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there ('-': standard output)")
+    arguments = parser.parse_args(argv)
+    console = Console(stderr=arguments.json == Path("-"))
+    try:
+        with console.status("") as status:
+            results = setup.measure(lambda text: status.update(f"bench {arguments.name}: {text}"))
+    except (RuntimeError, OSError, AssertionError) as error:
+        print(f"acceltcp bench: {error}", file=sys.stderr)
+        return 1
+    _show(console, "Connection setup and rings, cycles on the Verilated core, width 64", results)
+    if arguments.json:
+        text = json.dumps({"bench": arguments.name, "machine": platform.machine(), "results": results}, indent=2)
+        if arguments.json == Path("-"):
+            print(text)
+        else:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(text + "\n")
+            console.print(f"written: {arguments.json}")
+    return 0

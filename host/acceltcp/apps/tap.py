@@ -1,0 +1,59 @@
+"""The kernel's side of a simulated NIC's TAP device: bring it up and give it addresses.
+
+The simulator makes the TAP device; the address on it belongs to the machine's own
+configuration, so this runs `ip`, and when that is not permitted says what to type.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import shutil
+import subprocess
+from collections.abc import Iterable
+
+from acceltcp.host.transport import split_spec
+
+__all__ = ["configure", "peer_addresses", "tap_commands", "tap_name"]
+
+
+def tap_name(spec: str) -> str | None:
+    """The TAP device of a `sim:` specification, if it has one."""
+    scheme, _, options = split_spec(spec)
+    return options.get("tap") or None if scheme == "sim" else None
+
+
+def peer_addresses(ours: Iterable[str]) -> list[str]:
+    """For each of the NIC's addresses one for the kernel in the same network: the first that is free."""
+    found: list[str] = []
+    taken = {ipaddress.ip_interface(text).ip for text in ours}
+    for text in ours:
+        network = ipaddress.ip_interface(text).network
+        for offset in range(1, 4):
+            if offset >= network.num_addresses:
+                break
+            candidate = network[offset]
+            if candidate not in taken:
+                taken.add(candidate)
+                found.append(f"{candidate}/{network.prefixlen}")
+                break
+    return found
+
+
+def tap_commands(tap: str, addresses: Iterable[str]) -> list[list[str]]:
+    """What to run so that the kernel can talk through the TAP device."""
+    commands = [["ip", "link", "set", tap, "up"]]
+    for address in addresses:
+        nodad = ["nodad"] if ":" in address else []
+        commands.append(["ip", "addr", "replace", address, "dev", tap, *nodad])
+    return commands
+
+
+def configure(tap: str, addresses: Iterable[str]) -> tuple[bool, str]:
+    """Run the commands; whether all worked, and what `ip` said otherwise."""
+    if shutil.which("ip") is None:
+        return False, "there is no command 'ip' (package iproute2)"
+    for command in tap_commands(tap, addresses):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return False, done.stderr.strip() or f"{' '.join(command)} failed"
+    return True, ""

@@ -1,0 +1,334 @@
+"""The command `acceltcp`.
+
+`info`, `stats`, `echo` and `http` use the driver; `sim`, `bench` and `demo` hand over to the
+packages of those names, which come with extras. Errors are sentences on standard error and
+status 1; Ctrl-C ends a server in order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import ipaddress
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from acceltcp import __version__
+from acceltcp.abi.registers import COUNTERS, Feature
+from acceltcp.apps import tap as tap_setup
+from acceltcp.apps.echo import echo
+from acceltcp.apps.http import HttpServer
+from acceltcp.host import Connection, Device, DeviceError, Nic, format_mac
+from acceltcp.host.control import ControlServer, ask, control_path
+from acceltcp.host.transport import split_spec
+
+__all__ = ["main"]
+
+DEFAULT_DEVICE = "sim:?tap=acc0"
+DEFAULT_ADDRESSES = ("10.0.0.2/24", "fd00::2/64")
+
+_EXTERNAL = {
+    "sim": ("sim.cli", "sim", "Serve the simulated NIC as a vfio-user PCI device."),
+    "bench": ("bench.cli", "dev", "Run a benchmark."),
+    "demo": ("sim.demo", "sim", "Show a NIC answering a SYN flood."),
+}
+"""Command -> module with `main(arguments)`, extra that it needs, help."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        if words and words[0] in _EXTERNAL:
+            return _external(words[0], words[1:])
+        options = _parser().parse_args(words)
+        logging.basicConfig(
+            level=logging.DEBUG if options.verbose > 1 else logging.INFO if options.verbose else logging.WARNING,
+            format="%(name)s: %(message)s",
+        )
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe has gone, which is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (DeviceError, OSError, ValueError) as error:
+        print(f"acceltcp: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}"
+    return str(error)
+
+
+def _external(name: str, words: list[str]) -> int:
+    module_name, extra, _ = _EXTERNAL[name]
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        print(
+            f"acceltcp: '{name}' needs what is not installed here (no module {error.name}): "
+            f"pip install 'acceltcp[{extra}]'",
+            file=sys.stderr,
+        )
+        return 1
+    result = module.main(words)
+    return int(result) if result is not None else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="acceltcp", description="Drive an AccelTCP NIC.")
+    parser.add_argument("--version", action="version", version=f"acceltcp {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run)
+        made.add_argument(
+            "--device", default=DEFAULT_DEVICE, metavar="SPEC",
+            help="sim:?tap=NAME&width=64&loss=0.01..., or vfio-user:PATH (default: %(default)s)",
+        )  # fmt: skip
+        made.add_argument(
+            "--control", type=Path, metavar="PATH",
+            help="UNIX socket where the program that uses the device answers 'info' and 'stats' (default: derived from the device)",
+        )  # fmt: skip
+        made.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: much more")
+        return made
+
+    def server(name: str, run: Callable[[argparse.Namespace], int], port: int, text: str) -> argparse.ArgumentParser:
+        made = command(name, run, text)
+        made.add_argument(
+            "--address", action="append", metavar="ADDRESS/PREFIX",
+            help=f"address of the NIC, repeatable (default: {' '.join(DEFAULT_ADDRESSES)})",
+        )  # fmt: skip
+        made.add_argument("--port", type=int, default=port, help="TCP port (default: %(default)s)")
+        made.add_argument("--mac", help="MAC address of the NIC (default: derived from the device)")
+        made.add_argument("--mtu", type=int, default=1500, help="default: %(default)s")
+        made.add_argument("--defer-accept", action="store_true", help="take connections when their first data come")
+        made.add_argument("--ecn", action="store_true", help="grant ECN")
+        made.add_argument("--poll", action="store_true", help="look for packets without pause, not by interrupts")
+        made.add_argument(
+            "--tap-address", action="append", metavar="ADDRESS/PREFIX",
+            help="with sim:?tap=NAME, address for the kernel's side, set with 'ip' (default: one next to the NIC's; 'none': leave it alone)",
+        )  # fmt: skip
+        return made
+
+    info = command("info", _info, "Show what a NIC is and can do.")
+    info.add_argument("--json", action="store_true", help="machine-readable")
+    stats = command("stats", _stats, "Show a NIC's counters, also of one that a running 'echo' or 'http' uses.")
+    stats.add_argument("--json", action="store_true", help="machine-readable")
+    stats.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    stats.add_argument("--all", action="store_true", help="counters that are zero, too")
+    server("echo", _echo, 7, "Serve the echo protocol.")
+    http = server("http", _http, 80, "Serve files, or a page that says who answers.")
+    http.add_argument("--directory", type=Path, help="folder to serve")
+    for name, (_, _, text) in _EXTERNAL.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+# -- info and stats ----------------------------------------------------------------------
+
+
+def _unwired(spec: str) -> str:
+    """The device without its TAP: who only looks at a simulator of his own needs no wire."""
+    scheme, path, options = split_spec(spec)
+    if scheme == "sim" and options.pop("tap", None) is not None:
+        return f"sim:{path}" + (f"?{urlencode(options)}" if options else "")
+    return spec
+
+
+def _identity(device: Device, spec: str) -> dict[str, Any]:
+    identity = device.identity
+    return {
+        "device": spec,
+        "abi": identity.abi,
+        "map_hash": f"{identity.map_hash:08x}",
+        "features": [feature.name for feature in Feature if feature in identity.features],
+        "width_bytes": identity.width,
+        "ports": identity.ports,
+        "queues": identity.queues,
+        "listeners": identity.listeners,
+        "flows": identity.flows,
+        "max_frame": identity.max_frame,
+        "tick_us": identity.tick_us,
+        "mac": [format_mac(device.mac(port)) for port in range(identity.ports)],
+    }
+
+
+def _ask(options: argparse.Namespace, request: str) -> dict[str, Any] | None:
+    """A reading from the program that uses the device; None when there is none."""
+    answer = ask(options.control or control_path(options.device), request)
+    if answer is None and options.control is not None:
+        raise DeviceError(f"Nobody answers at {options.control}.")
+    return answer
+
+
+def _info(options: argparse.Namespace) -> int:
+    answer = _ask(options, "info")
+    if answer is None:
+        with Device.open(_unwired(options.device), reset=False) as device:
+            answer = _identity(device, options.device)
+    if options.json:
+        print(json.dumps(answer, indent=2))
+        return 0
+    rows = [(name.replace("_", " "), _text(value)) for name, value in answer.items()]
+    _print_tables({"NIC": rows})
+    return 0
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _stats(options: argparse.Namespace) -> int:
+    own: Device | None = None
+    try:
+        while True:
+            answer = _ask(options, "stats") if own is None else None
+            if answer is None:
+                if own is None:
+                    own = Device.open(_unwired(options.device), reset=False)
+                answer = {"counters": own.counters()}
+            _show_stats(answer, options)
+            if not options.watch:
+                return 0
+            time.sleep(1)
+    finally:
+        if own is not None:
+            own.close()
+
+
+def _show_stats(answer: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(answer, indent=None if options.watch else 2), flush=True)
+        return
+    docs = {counter.name: counter.doc for counter in COUNTERS}
+    tables: dict[str, list[tuple[str, ...]]] = {}
+    for group, values in answer.items():
+        rows = [
+            (name, _text(value), *([docs[name]] if group == "counters" and name in docs else []))
+            for name, value in values.items()
+            if value or options.all
+        ]
+        tables[group] = list(rows) or [("all counters", "0")]
+    if options.watch and sys.stdout.isatty():
+        print("\x1b[H\x1b[2J", end="")
+    _print_tables(tables)
+
+
+def _print_tables(tables: dict[str, list[Any]]) -> None:
+    """With `rich` if it is there and somebody looks, else plain columns."""
+    if sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            from rich.console import Console
+            from rich.table import Table
+
+            console = Console()
+            for title, rows in tables.items():
+                table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+                table.add_column(style="cyan", no_wrap=True)
+                table.add_column(justify="right" if title != "NIC" else "left")
+                table.add_column(style="dim")
+                for row in rows:
+                    table.add_row(*row)
+                console.print(table)
+            return
+    for title, rows in tables.items():
+        width = max(len(row[0]) for row in rows)
+        print(f"{title}:")
+        for row in rows:
+            print(f"  {row[0]:<{width}}  {row[1]}")
+
+
+# -- servers -----------------------------------------------------------------------------
+
+
+def _echo(options: argparse.Namespace) -> int:
+    return asyncio.run(_serve(options, echo, "echo"))
+
+
+def _http(options: argparse.Namespace) -> int:
+    return asyncio.run(_serve(options, HttpServer(options.directory).handle, "http"))
+
+
+async def _serve(options: argparse.Namespace, handler: Callable[[Connection], Any], name: str) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    addresses = options.address or list(DEFAULT_ADDRESSES)
+    nic = Nic(options.device, addresses, mac=options.mac, mtu=options.mtu, poll=options.poll)
+    readings: dict[str, Callable[[], Any]] = {
+        "stats": nic.stats,
+        "info": lambda: _identity(nic.device, options.device),
+    }
+    if options.device.startswith("sim:"):
+        print("Starting the simulated NIC (the first start compiles it) ...", flush=True)
+    opening = asyncio.ensure_future(nic.start())
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not opening.done():
+        opening.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await opening
+        return 130
+    opening.result()
+    async with nic, contextlib.AsyncExitStack() as stack:
+        server = await nic.listen(
+            options.port, handler, defer_accept=options.defer_accept, ecn=options.ecn
+        )
+        _set_up_tap(options, addresses)
+        path = options.control or control_path(options.device)
+        await stack.enter_async_context(ControlServer(path, readings))
+        for address in server.addresses:
+            where = f"[{address}]" if isinstance(address, ipaddress.IPv6Address) else str(address)
+            print(f"Serving {name} at {where}:{options.port} (MAC {nic.mac}).")
+        how = ""
+        if options.control is not None:
+            how = f" --control {shlex.quote(str(options.control))}"
+        elif options.device != DEFAULT_DEVICE:
+            how = f" --device {shlex.quote(options.device)}"
+        print(f"Ctrl-C ends it; 'acceltcp stats{how}' shows counters.", flush=True)
+        serving = asyncio.ensure_future(server.serve_forever())
+        await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+        serving.cancel()
+    print("Closed.")
+    return 0
+
+
+def _set_up_tap(options: argparse.Namespace, addresses: list[str]) -> None:
+    tap = tap_setup.tap_name(options.device)
+    if tap is None or options.tap_address == ["none"]:
+        return
+    peers = options.tap_address or tap_setup.peer_addresses(addresses)
+    worked, reason = tap_setup.configure(tap, peers)
+    if worked:
+        print(f"The kernel's side of {tap} has {' and '.join(peers)}.")
+        return
+    print(f"The kernel's side of {tap} could not be set up ({reason}). Type, as root:")
+    for command in tap_setup.tap_commands(tap, peers):
+        print("  " + shlex.join(command))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

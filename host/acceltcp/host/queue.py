@@ -1,0 +1,432 @@
+"""One host queue: four rings, packet buffers, commands.
+
+Receive: `poll` hands each packet of a batch to a function that must not keep the view (the
+buffer is posted again after the batch). Send: `reserve` a slot, build the frame in it,
+`commit`; `flush` rings the doorbell. A slot is reused once the NIC says that it has read it.
+Nothing here blocks except `run_command`, `stop` and `drain`, which say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from acceltcp.abi.fields import Message
+from acceltcp.abi.messages import (
+    COMMAND,
+    EVENT,
+    LISTEN_COMMAND,
+    RX_COMPLETION,
+    RX_FREE,
+    TX_DESCRIPTOR,
+    CommandOpcode,
+    EventType,
+    Status,
+    TxFlag,
+    TxOpcode,
+)
+from acceltcp.abi.registers import QueueState
+
+from .device import WATCHDOG_S, Device
+from .dma import DmaBuffer, align_up
+from .errors import CommandRefusedError, DeviceError, DeviceTimeoutError
+from .rings import EVENT_PACKING, RX_PACKING, ConsumerRing, ProducerRing, check_ring_size
+
+__all__ = ["CommandResult", "Queue", "QueueStats", "Received"]
+
+log = logging.getLogger("acceltcp.queue")
+
+
+class CommandResult(NamedTuple):
+    """How a command ended."""
+
+    status: Status
+    value: int
+
+
+class Received:
+    """A received packet: names for the items of a completion. Valid during the callback."""
+
+    __slots__ = ("items", "view")
+
+    def __init__(self, view: memoryview, items: tuple[int, ...]) -> None:
+        self.view = view
+        self.items = items
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return RX_PACKING.slots[name].of(self.items)
+        except KeyError:
+            raise AttributeError(f"a completion has no field {name!r}") from None
+
+
+@dataclass(slots=True)
+class QueueStats:
+    """What the driver itself counts."""
+
+    rx: int = 0
+    tx: int = 0
+    batches: int = 0
+    interrupts: int = 0
+    commands: int = 0
+    bad_buffers: int = 0
+    tx_errors: int = 0
+    event_overflows: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+_RX_TAG = RX_PACKING["tag"].item
+_RX_LENGTH = RX_PACKING["length"].item
+_EV_TYPE = EVENT_PACKING["type"].item
+_EV_STATUS = EVENT_PACKING["status"].item
+_EV_INDEX = EVENT_PACKING["index"].item
+_EV_TAG = EVENT_PACKING["tag"].item
+_EV_VALUE = EVENT_PACKING["value"].item
+_EV_OVERFLOW = EVENT_PACKING["overflow"]
+_TX_PORT_SHIFT = TX_DESCRIPTOR.positions["port"][0] - TX_DESCRIPTOR.positions["flags"][0]
+_OPCODE_AND_TAG = struct.Struct("<B3xI")
+assert (COMMAND.byte_offset("opcode"), COMMAND.byte_offset("tag")) == (0, 4)
+assert LISTEN_COMMAND.size == COMMAND.size
+
+
+class Queue:
+    """Queue `index` of a device, started.
+
+    rx_free, completions, tx, events: ring sizes (powers of two, 8 to 32,768; `events` at
+    least twice `tx`; `completions` at least `rx_free`). buffer_size: bytes of a packet
+    buffer, either way; it bounds the frames that can pass. interval: least number of ticks
+    between two interrupts.
+    Raises `ValueError` for a size that is not allowed, `DeviceError` when the device refuses.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        index: int = 0,
+        *,
+        rx_free: int = 1024,
+        completions: int = 1024,
+        tx: int = 1024,
+        events: int = 2048,
+        buffer_size: int = 2048,
+        interval: int = 0,
+    ) -> None:
+        if not 0 <= index < device.identity.queues:
+            raise ValueError(f"queue must be below {device.identity.queues}, not {index!r}")
+        for name, entries in (("rx_free", rx_free), ("completions", completions), ("tx", tx), ("events", events)):
+            check_ring_size(name, entries)
+        if events < 2 * tx:
+            raise ValueError(f"events must be at least twice tx={tx}, not {events}")
+        if completions < rx_free:
+            raise ValueError(f"completions must be at least rx_free={rx_free}, not {completions}")
+        if not 64 <= buffer_size <= 0xFFFF:
+            raise ValueError(f"buffer_size must be from 64 to 65535, not {buffer_size!r}")
+        self.device = device
+        self.index = index
+        self.stats = QueueStats()
+        self.buffer_size = buffer_size
+        self._regs = device.registers.QUEUE[index]
+        self._write = device.transport.write32
+        self._buffers: list[DmaBuffer] = []
+        self._stopped = False
+        self._stride = align_up(buffer_size, 64)
+
+        def producer(message: Message, entries: int, register: str) -> ProducerRing:
+            address = getattr(self._regs, register).address
+            ring = self._allocate(entries * message.size)
+            return ProducerRing(message, entries, ring, lambda tail: self._write(address, tail))
+
+        def consumer(message: Message, entries: int, register: str) -> ConsumerRing:
+            address = getattr(self._regs, register).address
+            ring = self._allocate(entries * message.size)
+            return ConsumerRing(message, entries, ring, lambda head: self._write(address, head))
+
+        self.rx_free = producer(RX_FREE, rx_free, "rx_free_tail")
+        self.completions = consumer(RX_COMPLETION, completions, "rx_completion_head")
+        self.tx = producer(TX_DESCRIPTOR, tx, "tx_tail")
+        self.events = consumer(EVENT, events, "event_head")
+        rx_memory = self._allocate(rx_free * self._stride)
+        tx_memory = self._allocate(tx * self._stride)
+        self._rx_views = [rx_memory.view[i * self._stride :][:buffer_size] for i in range(rx_free)]
+        self._rx_addresses = [rx_memory.address + i * self._stride for i in range(rx_free)]
+        self._tx_views = [tx_memory.view[i * self._stride :][:buffer_size] for i in range(tx)]
+        self._tx_addresses = [tx_memory.address + i * self._stride for i in range(tx)]
+        self._tx_mask = tx - 1
+        # Ask for an event often enough that a full ring always has one outstanding.
+        self._event_every = max(tx // 8, 1)
+        self._since_event = 0
+        self._next_tag = 1
+        self._waiting: dict[int, Callable[[CommandResult], None]] = {}
+        self._arm_address = self._regs.arm.address
+        self.on_space: Callable[[], None] | None = None
+        """Called in `poll` when slots have become free after `reserve` had none to give."""
+        self._starved = False
+        self._start(interval)
+
+    def _allocate(self, size: int) -> DmaBuffer:
+        buffer = self.device.memory.allocate(size)
+        self._buffers.append(buffer)
+        return buffer
+
+    def _start(self, interval: int) -> None:
+        regs = self._regs
+        for name, ring in (
+            ("rx_free", self.rx_free),
+            ("rx_completion", self.completions),
+            ("tx", self.tx),
+            ("event", self.events),
+        ):
+            getattr(regs, f"{name}_base_low").set(ring.buffer.address & 0xFFFFFFFF)
+            getattr(regs, f"{name}_base_high").set(ring.buffer.address >> 32)
+            getattr(regs, f"{name}_size").write(log2=ring.log2)
+        regs.interrupt.write(interval=interval)
+        regs.control.write(enable=1)
+        deadline = time.monotonic() + WATCHDOG_S
+        while (state := regs.status.read()["state"]) != QueueState.ENABLED:
+            if state == QueueState.REFUSED:
+                raise DeviceError(f"{self._name} was refused: a ring's size or alignment is wrong.")
+            if time.monotonic() > deadline:
+                raise DeviceTimeoutError(f"{self._name} did not start within {WATCHDOG_S:g} s.")
+            time.sleep(0.001)
+        for tag, address in enumerate(self._rx_addresses):
+            self.rx_free.push(address, self.buffer_size, tag)
+        self.rx_free.ring()
+
+    @property
+    def _name(self) -> str:
+        return f"Queue {self.index} of {self.device.transport.description}"
+
+    # -- receive -----------------------------------------------------------------------
+
+    def poll(self, handle: Callable[[memoryview, tuple[int, ...]], None], limit: int = 64) -> int:
+        """Deal with up to `limit` received packets and all events; how many entries there were.
+
+        `handle` gets a view of the frame and the completion's items (`rings.RX_PACKING` names
+        them). It must not keep the view.
+        """
+        done = self.poll_events() if self.events.ready() else 0
+        taken = self.completions.take(limit)
+        if not taken:
+            return done
+        stats = self.stats
+        views, addresses, push, size = self._rx_views, self._rx_addresses, self.rx_free.push, self.buffer_size
+        for items in taken:
+            length = items[_RX_LENGTH]
+            tag = items[_RX_TAG]
+            if tag >= len(views):
+                log.error("%s: completion for buffer %d, which does not exist", self._name, tag)
+                stats.bad_buffers += 1
+                continue
+            if length:
+                try:
+                    handle(views[tag][:length], items)
+                except Exception:
+                    log.exception("%s: a packet could not be handled", self._name)
+            else:
+                stats.bad_buffers += 1
+            push(addresses[tag], size, tag)
+        # Each buffer ends in one completion, so the entries behind it are free again.
+        self.rx_free.head = self.rx_free.head + len(taken) & 0xFFFF
+        self.completions.acknowledge()
+        self.rx_free.ring()
+        stats.rx += len(taken)
+        stats.batches += 1
+        return done + len(taken)
+
+    # -- events ------------------------------------------------------------------------
+
+    def poll_events(self) -> int:
+        """Deal with all events that are there; how many."""
+        total = 0
+        while taken := self.events.take(256):
+            total += len(taken)
+            for items in taken:
+                self._event(items)
+            self.events.acknowledge()
+        if self._starved and self.tx.space:
+            self._starved = False
+            if self.on_space is not None:
+                self.on_space()
+        return total
+
+    def _event(self, items: tuple[int, ...]) -> None:
+        kind = items[_EV_TYPE]
+        if _EV_OVERFLOW.of(items):
+            self.stats.event_overflows += 1
+            log.error("%s lost events", self._name)
+        if kind in (EventType.TX_DONE, EventType.TX_ERROR, EventType.COMMAND_DONE):
+            self._read_up_to(items[_EV_INDEX])
+        if kind == EventType.COMMAND_DONE:
+            waiting = self._waiting.pop(items[_EV_TAG], None)
+            if waiting is not None:
+                waiting(CommandResult(_status(items[_EV_STATUS]), items[_EV_VALUE]))
+        elif kind == EventType.TX_ERROR:
+            self.stats.tx_errors += 1
+            log.warning(
+                "%s: descriptor %d failed: %s", self._name, items[_EV_INDEX], _status(items[_EV_STATUS]).name
+            )
+        elif kind in (EventType.RX_ERROR, EventType.QUEUE_ERROR):
+            log.warning(
+                "%s: %s: %s", self._name, EventType(kind).name, _status(items[_EV_STATUS]).name
+            )
+
+    def _read_up_to(self, index: int) -> None:
+        """Descriptors up to and including `index` are free again."""
+        ahead = index + 1 - self.tx.head & 0xFFFF
+        if ahead <= (self.tx.tail - self.tx.head & 0xFFFF):
+            self.tx.head = index + 1 & 0xFFFF
+
+    # -- send --------------------------------------------------------------------------
+
+    def reserve(self) -> memoryview | None:
+        """The slot for the next frame, or None when the ring is full. Its contents are old."""
+        if not self.tx.space:
+            if self.events.ready():
+                self.poll_events()
+            if not self.tx.space:
+                self._starved = True
+                return None
+        return self._tx_views[self.tx.tail & self._tx_mask]
+
+    def commit(self, length: int, l3_offset: int = 0, l4_offset: int = 0, flags: int = 0, port: int = 0) -> None:
+        """Send the first `length` bytes of the slot that `reserve` gave; `flush` makes it go."""
+        self._since_event += 1
+        if self._since_event >= self._event_every:
+            self._since_event = 0
+            flags |= TxFlag.EVENT
+        ring = self.tx
+        ring.push(
+            self._tx_addresses[ring.tail & self._tx_mask],
+            length, 0, l3_offset, l4_offset, TxOpcode.SEND, flags | port << _TX_PORT_SHIFT,
+        )  # fmt: skip
+        self.stats.tx += 1
+
+    def send(self, frame: bytes, l3_offset: int = 0, l4_offset: int = 0, flags: int = 0, port: int = 0) -> bool:
+        """Copy and queue a whole frame; False when the ring is full.
+
+        Raises `ValueError` for a frame that no slot holds.
+        """
+        length = len(frame)
+        if not 14 <= length <= self.buffer_size:
+            raise ValueError(f"a frame must have 14 to {self.buffer_size} bytes, not {length}")
+        slot = self.reserve()
+        if slot is None:
+            return False
+        slot[:length] = frame
+        self.commit(length, l3_offset, l4_offset, flags, port)
+        return True
+
+    def flush(self) -> None:
+        """Make everything that was committed known to the device."""
+        self.tx.ring()
+
+    # -- commands ----------------------------------------------------------------------
+
+    def post_command(self, command: bytes, done: Callable[[CommandResult], None]) -> int:
+        """Put a command (`COMMAND.size` bytes, tag ignored) in the ring; its tag.
+
+        `done` is called from `poll` with the result. Raises `DeviceError` when the ring is full.
+        """
+        if len(command) != COMMAND.size:
+            raise ValueError(f"a command has {COMMAND.size} bytes, not {len(command)}")
+        slot = self.reserve()
+        if slot is None:
+            raise DeviceError(f"{self._name} has no room for a command.")
+        tag = self._next_tag
+        self._next_tag = tag % 0xFFFFFFFF + 1
+        slot[: COMMAND.size] = command
+        _OPCODE_AND_TAG.pack_into(slot, 0, command[0], tag)
+        ring = self.tx
+        ring.push(self._tx_addresses[ring.tail & self._tx_mask], COMMAND.size, 0, 0, 0, TxOpcode.COMMAND, 0)
+        self._waiting[tag] = done
+        self.stats.commands += 1
+        self.flush()
+        return tag
+
+    def forget_command(self, tag: int) -> None:
+        """No longer wait for a command's event."""
+        self._waiting.pop(tag, None)
+
+    def run_command(self, command: bytes, timeout: float = WATCHDOG_S) -> CommandResult:
+        """Run a command and wait for its event, dealing with other events meanwhile. Blocks.
+
+        Raises `CommandRefusedError` for any status but OK, `DeviceTimeoutError` without an event.
+        """
+        results: list[CommandResult] = []
+        tag = self.post_command(command, results.append)
+        deadline = time.monotonic() + timeout
+        while not results:
+            if not self.poll_events():
+                self.device.transport.check()
+                if time.monotonic() > deadline:
+                    self.forget_command(tag)
+                    raise self.command_timeout(command, timeout)
+                time.sleep(0.0005)
+        return self.check_result(command, results[0])
+
+    def command_timeout(self, command: bytes, timeout: float) -> DeviceTimeoutError:
+        """The error for a command that no event came for."""
+        return DeviceTimeoutError(f"{self._name} did not finish {_command_name(command)} within {timeout:g} s.")
+
+    def check_result(self, command: bytes, result: CommandResult) -> CommandResult:
+        """The result if it is OK; else raises `CommandRefusedError`."""
+        if result.status != Status.OK:
+            raise CommandRefusedError(
+                result.status, f"{self._name} refused {_command_name(command)}: {result.status.name}."
+            )
+        return result
+
+    # -- interrupts and end ------------------------------------------------------------
+
+    def arm(self) -> None:
+        """Ask for one interrupt as soon as there is an entry that was not consumed yet."""
+        self._write(self._arm_address, self.completions.head | self.events.head << 16)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `poll` would find something."""
+        return self.completions.ready() or self.events.ready()
+
+    def drain(self, timeout: float = 1.0) -> bool:
+        """Wait until the NIC has read everything that was sent. Blocks; False at the time limit."""
+        try:
+            self.run_command(COMMAND.pack(opcode=CommandOpcode.NOP), timeout)
+        except DeviceError:
+            return False
+        return True
+
+    def stop(self) -> None:
+        """Disable the queue and free its memory once nothing is in flight. Blocks."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._regs.control.write(enable=0)
+        deadline = time.monotonic() + WATCHDOG_S
+        while not self._regs.status.read()["idle"]:
+            if time.monotonic() > deadline:
+                raise DeviceTimeoutError(f"{self._name} did not become idle within {WATCHDOG_S:g} s.")
+            time.sleep(0.001)
+        self._rx_views, self._tx_views = [], []
+        for buffer in self._buffers:
+            self.device.memory.free(buffer)
+        self._buffers = []
+
+
+def _status(value: int) -> Status:
+    try:
+        return Status(value)
+    except ValueError:
+        return Status.BAD_ARGUMENT
+
+
+def _command_name(command: bytes) -> str:
+    try:
+        return CommandOpcode(command[0]).name
+    except ValueError:
+        return f"command {command[0]}"

@@ -1,0 +1,648 @@
+"""The asyncio front: a NIC with addresses, servers and connections.
+
+`open` gives a `Nic`; `Nic.listen` puts an entry in the NIC's listen table and starts a task
+per connection. All work happens in the event loop: an interrupt (an eventfd) wakes it, a
+batch of packets is dealt with, timers run, replies go out, and the interrupt is armed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from acceltcp.abi.messages import COMMAND, LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
+from acceltcp.abi.registers import Feature
+from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX
+
+from .connection import Connection
+from .device import WATCHDOG_S, Device, format_mac, parse_mac, random_mac
+from .errors import CommandRefusedError, DeviceError
+from .net import Addresses, Responder
+from .queue import CommandResult, Queue
+from .rings import RX_PACKING
+from .tcp import Listener, TcpConnection, TcpEndpoint, TcpSettings
+
+__all__ = ["Connection", "Handler", "Nic", "Server", "open"]
+
+log = logging.getLogger("acceltcp")
+
+Handler = Callable[[Connection], Awaitable[None]]
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_BATCH = 64
+_LINK_OVERHEAD = 22
+"""Ethernet header and VLAN tags around a packet of MTU size."""
+_TCP_I, _TCP_S, _TCP_M = RX_PACKING["tcp"]
+
+
+class Server:
+    """A listening port: entries in the NIC's listen table and the connections they brought.
+
+    Connections wait in a queue of `backlog` until their handler can run (at most
+    `max_connections` run at once) or until `accept` takes them. When the queue is full the
+    listener is paused: the NIC answers no SYN until half of it is free again.
+    """
+
+    def __init__(
+        self, nic: Nic, port: int, handler: Handler | None, backlog: int, max_connections: int
+    ) -> None:
+        self._nic = nic
+        self.port = port
+        self._handler = handler
+        self._backlog = backlog
+        self._max_connections = max_connections
+        self._waiting: deque[Connection] = deque()
+        self._accepting: deque[asyncio.Future[Connection]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._entries: dict[int, bytes] = {}
+        self._paused = False
+        self._updating: asyncio.Task[None] | None = None
+        self._closed = asyncio.Event()
+        self.addresses: list[IPAddress] = []
+        self.accepted = 0
+        self.pauses = 0
+
+    # -- connections in --------------------------------------------------------------------
+
+    def _accept(self, tcp: TcpConnection) -> bool:
+        """From the endpoint. Cookies given out before a pause may still come; within reason
+        they are taken, beyond it the client's retransmission finds a place later."""
+        if self._closed.is_set() or len(self._waiting) >= 2 * self._backlog:
+            return False
+        connection = Connection(self._nic, tcp)
+        self._nic.connection_opened(connection)
+        self._waiting.append(connection)
+        self._dispatch()
+        self._regulate()
+        return True
+
+    def _dispatch(self) -> None:
+        while self._waiting:
+            while self._accepting and self._accepting[0].done():
+                self._accepting.popleft()
+            if self._handler is not None and len(self._tasks) < self._max_connections:
+                connection = self._waiting.popleft()
+                self.accepted += 1
+                task = asyncio.get_running_loop().create_task(self._run(self._handler, connection))
+                self._tasks.add(task)
+                task.add_done_callback(self._task_done)
+            elif self._handler is None and self._accepting:
+                connection = self._waiting.popleft()
+                if connection.tcp.closed:
+                    continue
+                self.accepted += 1
+                self._accepting.popleft().set_result(connection)
+            else:
+                return
+
+    async def _run(self, handler: Handler, connection: Connection) -> None:
+        try:
+            await handler(connection)
+        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError) as error:
+            log.debug("%r ended: %s", connection, error)
+            connection.abort()
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+        except Exception:
+            log.exception("the handler of %r failed", connection)
+            connection.abort()
+        else:
+            connection.close()
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._closed.is_set():
+            self._dispatch()
+            self._regulate()
+
+    async def accept(self) -> Connection:
+        """The next connection, for servers without a handler."""
+        if self._handler is not None:
+            raise RuntimeError("this server's connections go to its handler")
+        if self._closed.is_set():
+            raise OSError(errno.EBADF, "the server is closed")
+        future: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self._accepting.append(future)
+        self._dispatch()
+        connection = await future
+        self._regulate()
+        return connection
+
+    # -- pause -----------------------------------------------------------------------------
+
+    def _regulate(self) -> None:
+        """Pause or unpause in the NIC, one update at a time."""
+        waiting = len(self._waiting)
+        want = waiting >= self._backlog if not self._paused else waiting > self._backlog // 2
+        if want != self._paused and self._updating is None and not self._closed.is_set():
+            self._updating = asyncio.get_running_loop().create_task(self._update(want))
+
+    async def _update(self, paused: bool) -> None:
+        try:
+            for command in self._entries.values():
+                fields = LISTEN_COMMAND.unpack(command)
+                flags = fields["flags"] & ~ListenFlag.PAUSED | (ListenFlag.PAUSED if paused else 0)
+                fields.update(opcode=CommandOpcode.LISTEN_UPDATE, flags=flags)
+                await self._nic.command(LISTEN_COMMAND.pack(**fields))
+            self._paused = paused
+            self.pauses += paused
+        except DeviceError as error:
+            log.error("%s", error)
+        finally:
+            self._updating = None
+        self._regulate()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the NIC answers no SYN for now."""
+        return self._paused
+
+    @property
+    def connections(self) -> int:
+        """Handlers that run now."""
+        return len(self._tasks)
+
+    # -- end -------------------------------------------------------------------------------
+
+    async def serve_forever(self) -> None:
+        """Wait until the server is closed or the device is lost (then raises `DeviceError`)."""
+        closed = asyncio.ensure_future(self._closed.wait())
+        lost = asyncio.ensure_future(self._nic.wait_lost())
+        try:
+            await asyncio.wait((closed, lost), return_when=asyncio.FIRST_COMPLETED)
+            if lost.done():
+                lost.result()
+        finally:
+            closed.cancel()
+            lost.cancel()
+
+    async def close(self) -> None:
+        """Take no more connections; those that there are go on until their handler ends."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        for future in self._accepting:
+            if not future.done():
+                future.set_exception(OSError(errno.EBADF, "the server is closed"))
+        self._accepting.clear()
+        if self._updating is not None:
+            await asyncio.gather(self._updating, return_exceptions=True)
+        for index, command in self._entries.items():
+            fields = LISTEN_COMMAND.unpack(command)
+            fields["opcode"] = CommandOpcode.UNLISTEN
+            with contextlib.suppress(DeviceError):
+                await self._nic.command(LISTEN_COMMAND.pack(**fields))
+            self._nic.endpoint.listeners.pop(index, None)
+        self._entries.clear()
+        for connection in self._waiting:
+            connection.abort()
+        self._waiting.clear()
+        self._nic.servers.discard(self)
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+
+class Nic:
+    """A NIC in use by this program. Made by `open`; use it in `async with`.
+
+    addresses: what we are called, like "10.0.0.2/24" or "fd00::2/64". mac: our MAC address,
+    or one that follows from the device's name. queue: sizes for `Queue`. poll: look for work
+    without pause instead of waiting for interrupts.
+    """
+
+    def __init__(
+        self,
+        device: Device | str,
+        addresses: Iterable[str],
+        *,
+        mac: str | None = None,
+        mtu: int = 1500,
+        tcp: TcpSettings | None = None,
+        queue: dict[str, int] | None = None,
+        poll: bool = False,
+        announce: bool = True,
+        promiscuous: bool = False,
+        linger: float = 2.0,
+    ) -> None:
+        if not 1280 <= mtu <= 65535 - _LINK_OVERHEAD:
+            raise ValueError(f"mtu must be from 1280 to {65535 - _LINK_OVERHEAD}, not {mtu!r}")
+        self._spec = device
+        name = device if isinstance(device, str) else device.transport.description
+        self._mac = parse_mac(mac) if mac is not None else random_mac(name)
+        self.addresses = Addresses(addresses, self._mac)
+        self._settings = tcp or TcpSettings(mtu=mtu)
+        self._mtu = mtu
+        self._queue_options = queue or {}
+        self._poll = poll
+        self._announce = announce
+        self._promiscuous = promiscuous
+        self._linger = linger
+        self.responder = Responder(self.addresses)
+        self.servers: set[Server] = set()
+        self._connections: set[Connection] = set()
+        self._error: DeviceError | None = None
+        self._opened = False
+        self._closing = False
+        self._work_handle: asyncio.Handle | None = None
+        self._flush_handle: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._eventfd = -1
+        self._watched: int | None = None
+
+    # -- open and close --------------------------------------------------------------------
+
+    async def __aenter__(self) -> Nic:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Open the device, reset it and begin to receive. Raises `DeviceError`."""
+        self._loop = asyncio.get_running_loop()
+        self._lost: asyncio.Future[None] = self._loop.create_future()
+        spec = self._spec
+        if isinstance(spec, str):
+            self.device = await _open_in_thread(spec)
+        else:
+            self.device = spec
+        try:
+            self._configure()
+        except BaseException:
+            self.device.close()
+            raise
+        self._opened = True
+        self._work()
+
+    def _configure(self) -> None:
+        device = self.device
+        frame = self._mtu + _LINK_OVERHEAD
+        if self._mtu + 14 > device.identity.max_frame:
+            raise DeviceError(
+                f"{device.transport.description} takes frames of {device.identity.max_frame} bytes, "
+                f"too few for an MTU of {self._mtu}."
+            )
+        if Feature.SETUP in device.identity.features:
+            device.set_secret()
+        device.set_mac(self._mac)
+        device.configure_port(promiscuous=self._promiscuous)
+        device.registers.CONTROL.default_queue.write(queue=0)
+        self.queue = Queue(device, 0, **{"buffer_size": max(2048, frame), **self._queue_options})
+        self.queue.on_space = self._space
+        self.endpoint = TcpEndpoint(
+            self.queue, self.addresses, self._settings, now=time.monotonic(), ts_step=device.timestamp_step_s()
+        )
+        if not self._poll:
+            self._eventfd = device.transport.enable_interrupts(1)[0]
+            self._loop.add_reader(self._eventfd, self._interrupt)
+        self._watched = device.transport.fileno()
+        if self._watched is not None:
+            self._loop.add_reader(self._watched, self._check_device)
+        device.enable()
+        if self._announce:
+            for frame_bytes in self.responder.announcements():
+                self.queue.send(frame_bytes)
+            self.queue.flush()
+
+    async def close(self) -> None:
+        """Close servers, let connections that are closing finish for a moment, reset the others."""
+        if self._closing or not self._opened:
+            return
+        self._closing = True
+        try:
+            if self._error is None:
+                for server in list(self.servers):
+                    await server.close()
+                await self._wind_down()
+        finally:
+            self._stop_loop()
+            with contextlib.suppress(DeviceError):
+                if self._error is None:
+                    self.device.enable(False)
+                    self.queue.drain()
+                    self.queue.stop()
+            self.device.close()
+
+    async def _wind_down(self) -> None:
+        for connection in list(self._connections):
+            if not connection.is_closing():
+                connection.abort()
+        deadline = time.monotonic() + self._linger
+        while self._connections and time.monotonic() < deadline and self._error is None:
+            await asyncio.sleep(0.01)
+        for connection in list(self._connections):
+            connection.abort()
+        self._flush()
+        await asyncio.sleep(0)
+
+    def _stop_loop(self) -> None:
+        if self._eventfd >= 0:
+            self._loop.remove_reader(self._eventfd)
+            self._eventfd = -1
+        if self._watched is not None:
+            self._loop.remove_reader(self._watched)
+            self._watched = None
+        for handle in (self._work_handle, self._flush_handle, self._timer):
+            if handle is not None:
+                handle.cancel()
+        self._work_handle = self._flush_handle = self._timer = None
+        if not self._lost.done():
+            self._lost.cancel()
+
+    def _fail(self, error: DeviceError) -> None:
+        """The device is gone: everybody who waits for it learns why."""
+        if self._error is not None:
+            return
+        self._error = error
+        for handle in (self._work_handle, self._flush_handle, self._timer):
+            if handle is not None:
+                handle.cancel()
+        self._work_handle = self._flush_handle = self._timer = None
+        for fd in (self._eventfd, self._watched):
+            if fd is not None and fd >= 0:
+                self._loop.remove_reader(fd)
+        self._eventfd, self._watched = -1, None
+        gone = ConnectionAbortedError(errno.ECONNABORTED, "the device went away")
+        for connection in list(self._connections):
+            connection.tcp.closed = True
+            connection.tcp.error = gone
+            connection.closed(gone)
+        if not self._lost.done():
+            self._lost.set_exception(error)
+            self._lost.exception()  # retrieved: nobody has to wait for it
+        if not self._closing:
+            log.error("%s", error)
+
+    async def wait_lost(self) -> None:
+        """Wait for the device to go away; raises the `DeviceError` that says why."""
+        await asyncio.shield(self._lost)
+
+    @property
+    def mac(self) -> str:
+        """Our MAC address."""
+        return format_mac(self._mac)
+
+    # -- the loop --------------------------------------------------------------------------
+
+    def _check_device(self) -> None:
+        try:
+            self.device.transport.check()
+        except DeviceError as error:
+            self._fail(error)
+
+    def _interrupt(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._eventfd)
+        self.queue.stats.interrupts += 1
+        if self._work_handle is None:
+            self._work()
+
+    def _work(self) -> None:
+        """One batch: packets and events in, timers, replies out; then again, or wait."""
+        self._work_handle = None
+        if self._error is not None:
+            return
+        try:
+            now = time.monotonic()
+            self.endpoint.now = now
+            done = self.queue.poll(self._packet, _BATCH)
+            self.endpoint.run_timers(now)
+            self.endpoint.flush(now)
+            self.queue.flush()
+            if done or self._poll or self.queue.ready:
+                self._work_handle = self._loop.call_soon(self._work)
+            else:
+                self.queue.arm()
+            self._set_timer()
+        except DeviceError as error:
+            self._fail(error)
+
+    def _packet(self, view: memoryview, items: tuple[int, ...]) -> None:
+        if items[_TCP_I] >> _TCP_S & _TCP_M:
+            self.endpoint.receive(view, items)
+            return
+        reply = self.responder.answer(view)
+        if reply is not None and len(reply) <= self.queue.buffer_size:
+            self.queue.send(reply, port=RX_PACKING["port"].of(items))
+
+    def _space(self) -> None:
+        self.endpoint.unblock()
+
+    def schedule_flush(self) -> None:
+        """Send what was written at the end of this turn of the event loop."""
+        if self._flush_handle is None and self._work_handle is None and self._error is None and self._opened:
+            self._flush_handle = self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_handle = None
+        if self._error is not None:
+            return
+        try:
+            self.endpoint.flush(time.monotonic())
+            self.queue.flush()
+            self._set_timer()
+        except DeviceError as error:
+            self._fail(error)
+
+    def _set_timer(self) -> None:
+        deadline = self.endpoint.next_deadline()
+        if deadline is None:
+            return
+        at = self._loop.time() + max(deadline - time.monotonic(), 0)
+        if self._timer is not None:
+            if self._timer.when() <= at + 0.0005:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._timeout)
+
+    def _timeout(self) -> None:
+        self._timer = None
+        if self._error is not None:
+            return
+        try:
+            self.endpoint.run_timers(time.monotonic())
+        except DeviceError as error:
+            self._fail(error)
+        self._flush()
+
+    def connection_opened(self, connection: Connection) -> None:
+        """From a server."""
+        self._connections.add(connection)
+
+    def connection_closed(self, connection: Connection) -> None:
+        """From a connection that has nothing more to do."""
+        self._connections.discard(connection)
+
+    # -- commands --------------------------------------------------------------------------
+
+    async def command(self, command: bytes, timeout: float = WATCHDOG_S) -> CommandResult:
+        """Run a command. Raises `CommandRefusedError` or `DeviceTimeoutError`."""
+        if self._error is not None:
+            raise self._error
+        future: asyncio.Future[CommandResult] = self._loop.create_future()
+
+        def done(result: CommandResult) -> None:
+            if not future.done():
+                future.set_result(result)
+
+        try:
+            tag = self.queue.post_command(command, done)
+        except DeviceError as error:
+            if self._error is None:
+                self._check_device()
+            raise self._error or error from None
+        waiting: set[asyncio.Future[Any]] = {future, self._lost}
+        await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if future.done():
+            return self.queue.check_result(command, future.result())
+        self.queue.forget_command(tag)
+        if self._error is not None:
+            raise self._error
+        raise self.queue.command_timeout(command, timeout)
+
+    async def nop(self) -> None:
+        """A fence: everything queued before has been read by the NIC."""
+        await self.command(COMMAND.pack(opcode=CommandOpcode.NOP))
+
+    # -- listen ----------------------------------------------------------------------------
+
+    async def listen(
+        self,
+        port: int,
+        handler: Handler | None = None,
+        *,
+        host: str | None = None,
+        backlog: int = 128,
+        max_connections: int = 4096,
+        defer_accept: bool = False,
+        ecn: bool = False,
+        mss: int | None = None,
+        window: int = 65535,
+        wscale: int = 7,
+    ) -> Server:
+        """Have the NIC answer SYNs to `port`, and run `handler(connection)` for each connection.
+
+        host: one of our addresses; None is all of them, "0.0.0.0" or "::" any at all.
+        defer_accept: take a connection only when its first data come. mss: what the NIC offers
+        (default: what fits the MTU). window, wscale: the first window, and our window shift.
+
+        Raises `OSError` with EADDRINUSE when there is such a listener, ENOBUFS when the NIC's
+        table is full; `ValueError` for a bad argument.
+        """
+        self.device.require(Feature.SETUP)
+        for name, value, low, high in (
+            ("port", port, 1, 65535),
+            ("backlog", backlog, 1, 1 << 20),
+            ("max_connections", max_connections, 1, 1 << 20),
+            ("mss", mss if mss is not None else 536, 64, 65535),
+            ("window", window, 1, 65535),
+            ("wscale", wscale, 0, WSCALE_MAX),
+        ):
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
+        hosts: list[IPAddress] = self.addresses.listenable if host is None else [ipaddress.ip_address(host)]
+        if not hosts:
+            raise ValueError("the NIC has no address to listen on")
+        server = Server(self, port, handler, backlog, max_connections)
+        try:
+            for address in hosts:
+                flags = (ListenFlag.DEFER_ACCEPT if defer_accept else 0) | (ListenFlag.ECN if ecn else 0)
+                command = self._listen_command(address, port, mss, window, wscale, flags)
+                try:
+                    result = await self.command(command)
+                except CommandRefusedError as error:
+                    raise _listen_error(error, address, port) from None
+                self.endpoint.listeners[result.value] = Listener(server._accept, window, wscale)
+                server._entries[result.value] = command
+                server.addresses.append(address)
+        except BaseException:
+            await server.close()
+            raise
+        self.servers.add(server)
+        return server
+
+    def _listen_command(
+        self, address: IPAddress, port: int, mss: int | None, window: int, wscale: int, flags: int
+    ) -> bytes:
+        if address.version == 6:
+            flags |= ListenFlag.IPV6
+        if address.is_unspecified:
+            flags |= ListenFlag.ANY_ADDRESS
+        header = (IPV6 if address.version == 6 else IPV4).size + TCP.size
+        return LISTEN_COMMAND.pack(
+            opcode=CommandOpcode.LISTEN,
+            # The first byte of the address lies first in memory; IPv4 in the last four.
+            address=int.from_bytes(address.packed.rjust(16, b"\0"), "little"),
+            port=port,
+            flags=flags,
+            queue=self.queue.index,
+            mss=mss if mss is not None else min(self._mtu - header, 65535),
+            window=window,
+            wscale=wscale,
+        )
+
+    # -- readings --------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """Counters of the device, the queue and the stack, each by name."""
+        return {
+            "counters": self.device.counters(),
+            "queue": self.queue.stats.as_dict(),
+            "tcp": {**self.endpoint.stats, "open": len(self.endpoint.connections)},
+            "answers": dict(self.responder.stats),
+            "listeners": {
+                f"{address}:{server.port}": {
+                    "accepted": server.accepted,
+                    "running": server.connections,
+                    "paused": int(server.paused),
+                    "pauses": server.pauses,
+                }
+                for server in self.servers
+                for address in server.addresses[:1]
+            },
+        }
+
+
+def _listen_error(error: CommandRefusedError, address: IPAddress, port: int) -> Exception:
+    where = f"{address} port {port}"
+    if error.status == Status.DUPLICATE:
+        return OSError(errno.EADDRINUSE, f"there is already a listener on {where}")
+    if error.status == Status.TABLE_FULL:
+        return OSError(errno.ENOBUFS, f"the NIC's listen table has no room for {where}")
+    if error.status == Status.BAD_ARGUMENT:
+        return ValueError(f"the NIC does not accept the listener on {where}")
+    return error
+
+
+async def _open_in_thread(spec: str) -> Device:
+    """Opening may take a while (a simulator compiles); if we are cancelled, nothing is left."""
+
+    def drop(done: asyncio.Future[Device]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().close()
+
+    task = asyncio.ensure_future(asyncio.to_thread(Device.open, spec))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(drop)
+        raise
+
+
+def open(device: Device | str, addresses: Iterable[str], **options: Any) -> Nic:
+    """A NIC for `async with`; see `Nic` for the options."""
+    return Nic(device, addresses, **options)

@@ -1,0 +1,178 @@
+"""Receive DMA, second part: writes packet bytes to buffers at any byte address.
+
+A barrel shifter turns each beat to the byte lanes of its buffer in two steps (by multiples of 8
+lanes, then by 0 to 7); a line takes its upper lanes from the beat turned now and its lower
+lanes from the one before. Strobes cover the packet's bytes and nothing else. Bursts end at
+4 KiB boundaries, which also keeps them within 64 beats.
+
+Latency: 6 cycles from a beat to its write request. Throughput: one line per cycle, with no
+gap between packets of one beat; a packet that touches more lines than it has beats takes
+one cycle more. `write.request` is registered; `packets[k].ready` depends on registers only.
+Overflow: stalls its inputs; a burst starts only when fewer than `config.writes` are unanswered or answered and not
+yet taken from `answered`. Reset: forgets what is under way.
+
+AMBA AXI protocol specification (IHI 0022), A3.4: bursts do not cross 4 KiB.
+"""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from ..config import AXI_BYTES
+from ..stream.beat import packet_stream
+from ..stream.fifo import StreamFifo
+from .axi import WriteBeat, WriteDone, WritePort
+from .rx_allocate import RxPlan
+
+__all__ = ["RxWrite"]
+
+_LINE_BITS = 6  # lines per 4 KiB, log2
+_EXIT = 16  # more lines than the pipeline and the way back of a credit hold
+
+
+class _Line(data.Struct):
+    """What goes through the pipeline beside the data."""
+
+    first: 1  # line of the packet
+    final: 1
+    shift: 6
+    end: 6
+    address: 58
+    length: 8  # of the burst
+    burst_last: 1
+
+
+class RxWrite(wiring.Component):
+    """See the module's docstring.
+
+    Parameters
+    ----------
+    config : NicConfig
+
+    Members
+    -------
+    plan : In(stream.Signature(RxPlan))
+    packets : In(packet_stream(64)), one per port
+        Packets in the order of their plans.
+    write : Out(WritePort())
+    answered : Out(stream.Signature(WriteDone))
+        Answers of the bus, one per burst, in order.
+    """
+
+    def __init__(self, config):
+        self._config = config
+        super().__init__(
+            {
+                "plan": In(stream.Signature(RxPlan)),
+                "packets": In(packet_stream(AXI_BYTES)).array(config.ports),
+                "write": Out(WritePort()),
+                "answered": Out(stream.Signature(WriteDone)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        writes = self._config.writes
+
+        # Credits: lines that fit the exit FIFO, bursts that may be unanswered.
+        m.submodules.exit = exit_ = StreamFifo(WriteBeat, _EXIT, kind="lutram")
+        connect(m, exit_.o, flipped(self.write.request))
+        lines, bursts = Signal(range(_EXIT + 1), init=_EXIT), Signal(range(writes + 1), init=writes)
+        go, burst_first = Signal(), Signal(init=1)
+        m.d.sync += [
+            lines.eq(lines - go + (exit_.o.valid & exit_.o.ready)),
+            bursts.eq(bursts - (go & burst_first) + (self.answered.valid & self.answered.ready)),
+        ]
+        m.submodules.answers = answers = StreamFifo(WriteDone, writes, kind="lutram")
+        connect(m, answers.o, flipped(self.answered))
+        m.d.comb += [
+            answers.i.valid.eq(self.write.response.valid),
+            answers.i.payload.eq(self.write.response.payload),
+        ]
+
+        # Walk: one line per cycle. `plan` is the packet at work.
+        plan, active, first = Signal(RxPlan, reset_less=True), Signal(), Signal()
+        final, wants_beat, allowed, some = Signal(), Signal(), Signal(), Signal()
+        left_in_page = Signal(_LINE_BITS)  # less one
+        line = Signal(_Line)
+        source = Signal(8 * AXI_BYTES)
+        m.d.comb += [
+            final.eq(plan.lines == 0),
+            wants_beat.eq(~(final & plan.residual) | first),
+            left_in_page.eq(~plan.line[:_LINE_BITS]),
+            allowed.eq(active & (lines != 0) & (~burst_first | (bursts != 0))),
+            go.eq(allowed & (~wants_beat | some)),
+            self.plan.ready.eq(~active | (go & final)),
+            line.first.eq(first),
+            line.final.eq(final),
+            line.shift.eq(plan.shift),
+            line.end.eq(plan.end),
+            line.address.eq(plan.line),
+            line.length.eq(Mux(plan.lines < left_in_page, plan.lines, left_in_page)),
+            line.burst_last.eq(final | (left_in_page == 0)),
+        ]
+        with m.Switch(plan.port):
+            for k, packets in enumerate(self.packets):
+                with m.Case(k):
+                    m.d.comb += [
+                        some.eq(packets.valid),
+                        source.eq(packets.payload.data),
+                        packets.ready.eq(allowed & wants_beat),
+                    ]
+        with m.If(go):
+            m.d.sync += [
+                plan.lines.eq(plan.lines - 1),
+                plan.line.eq(plan.line + 1),
+                first.eq(0),
+                burst_first.eq(line.burst_last),
+            ]
+        with m.If(self.plan.ready):
+            m.d.sync += [active.eq(self.plan.valid), plan.eq(self.plan.payload), first.eq(1)]
+
+        self._shift(m, go, line, source, exit_.i)
+        return m
+
+    def _shift(self, m, go, line, source, o):
+        """The pipeline without stalls: turn by 8 lanes, turn by 1 lane, join two beats."""
+        turned = [Signal(8 * AXI_BYTES, name=f"turned{k}", reset_less=True) for k in (1, 2)]
+        beside = [Signal(_Line, name=f"line{k}", reset_less=True) for k in (1, 2)]
+        valid = [Signal(name=f"valid{k}") for k in (1, 2, 3)]
+        m.d.sync += [valid[0].eq(go), valid[1].eq(valid[0]), valid[2].eq(valid[1])]
+
+        coarse = Signal.like(turned[0])
+        with m.Switch(line.shift[3:]):
+            for k in range(8):
+                with m.Case(k):
+                    m.d.comb += coarse.eq(source.rotate_left(64 * k))
+        m.d.sync += [turned[0].eq(coarse), beside[0].eq(line)]
+
+        fine = Signal.like(turned[1])
+        with m.Switch(beside[0].shift[:3]):
+            for k in range(8):
+                with m.Case(k):
+                    m.d.comb += fine.eq(turned[0].rotate_left(8 * k))
+        # Lanes at and after the first byte's, lanes up to the last byte's.
+        after, before = Signal(AXI_BYTES, reset_less=True), Signal(AXI_BYTES, reset_less=True)
+        previous = Signal(8 * AXI_BYTES, reset_less=True)
+        with m.If(valid[0]):
+            m.d.sync += [turned[1].eq(fine), beside[1].eq(beside[0]), previous.eq(turned[1])]
+            m.d.sync += [
+                after.eq(Cat(beside[0].shift <= k for k in range(AXI_BYTES))),
+                before.eq(Cat(beside[0].end >= k for k in range(AXI_BYTES))),
+            ]
+
+        beat = Signal(WriteBeat, reset_less=True)
+        last = beside[1]
+        m.d.sync += [
+            beat.address.eq(Cat(C(0, 6), last.address)),
+            beat.length.eq(last.length),
+            beat.last.eq(last.burst_last),
+            beat.strobe.eq(
+                (after | (~last.first).replicate(AXI_BYTES))
+                & (before | (~last.final).replicate(AXI_BYTES))
+            ),
+        ]
+        for k in range(AXI_BYTES):
+            lane = slice(8 * k, 8 * k + 8)
+            m.d.sync += beat.data[lane].eq(Mux(after[k], turned[1][lane], previous[lane]))
+        m.d.comb += [o.payload.eq(beat), o.valid.eq(valid[2])]

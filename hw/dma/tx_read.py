@@ -1,0 +1,256 @@
+"""`TxRead`: checks TX descriptors and asks the bus for what they point at.
+
+Each descriptor becomes one `TxJob`, in order, with the outcome of its checks; a job whose status
+is not OK is asked nothing for. The others are cut into bursts at 4 KiB boundaries.
+
+* Latency: 4 cycles from descriptor to read request.
+* Throughput: one descriptor and one burst per cycle; a descriptor of n bursts takes n cycles.
+* Registered: `request`. `popped.ready` passes through three pipeline stages.
+* Overflow: a burst is requested only when `room` (beats) is there for all of its data.
+* Reset: forgets what is under way.
+"""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from acceltcp.abi.messages import COMMAND, TX_DESCRIPTOR, Status, TxFlag, TxOpcode
+from acceltcp.abi.wire import ETHERNET, ICMP, IPV4, IPV6, TCP
+
+from ..abi import message_layout
+from ..config import AXI_BYTES, NicConfig
+from ..csr.bus import QUEUE_BITS
+from .axi import ReadRequest
+from .descriptors import Popped
+
+__all__ = ["TxJob", "TxRead"]
+
+PAGE_BEATS = 4096 // AXI_BYTES
+BEAT_BITS = exact_log2(AXI_BYTES)
+LENGTH_BITS = 14
+"""Frames have at most 16,128 bytes (`NicConfig`)."""
+
+UDP_HEADER = 8
+ICMPV6_CHECKED = ICMP.byte_offset("checksum") + 2
+"""What must lie in the frame of an ICMPv6 message: up to its checksum."""
+
+
+class TxJob(data.Struct):
+    """A checked descriptor on its way through the TX DMA."""
+
+    queue: QUEUE_BITS
+    index: 16  # free-running ring index
+    status: 4  # acceltcp.abi.messages.Status; anything but OK: nothing is read
+    command: 1  # else a frame
+    notify: 1  # TX_DONE is asked for
+    offset: BEAT_BITS  # of the first byte in the first bus beat
+    length: LENGTH_BITS
+    beats: range((1 << LENGTH_BITS) // AXI_BYTES + 2)  # of the bus
+    extra: 1  # one more beat on the bus than in the packet
+    port: 1
+    l3_offset: 8
+    l4_offset: 8
+    flags: 6  # TxFlag
+
+
+class _Checked(data.Struct):
+    """A job and the address that it no longer needs later."""
+
+    job: TxJob
+    address: 64
+
+
+class TxRead(wiring.Component):
+    """Descriptors in; jobs and read requests out.
+
+    Members
+    -------
+    popped: In(stream(Popped)); answers with ok = 0 are dropped.
+    room: beats that are free in the read buffer.
+    claim: beats taken from `room` in this cycle.
+    request: Out(stream(ReadRequest)).
+    jobs: Out(stream(TxJob)); a job is put out together with its first request.
+    idle: nothing is under way.
+    """
+
+    def __init__(self, config):
+        if not isinstance(config, NicConfig):
+            raise TypeError(f"config must be a NicConfig, not {config!r}")
+        self._config = config
+        super().__init__(
+            {
+                "popped": In(stream.Signature(Popped)),
+                "room": In(range(config.read_beats + 1)),
+                "claim": Out(range(PAGE_BEATS + 1)),
+                "request": Out(stream.Signature(ReadRequest)),
+                "jobs": Out(stream.Signature(TxJob)),
+                "idle": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+
+        # Stage 1: every check by itself.
+        ready2, ready3 = Signal(), Signal()
+        valid1, valid2, valid3 = Signal(), Signal(), Signal()
+        checked1 = Signal(_Checked, reset_less=True)
+        wrong = Signal(data.StructLayout({status.name: 1 for status in self._checks}), reset_less=True)
+        descriptor = Signal(message_layout(TX_DESCRIPTOR))
+        m.d.comb += [
+            descriptor.as_value().eq(self.popped.p.descriptor),
+            self.popped.ready.eq(~valid1 | ready2),
+        ]
+        with m.If(self.popped.ready):
+            m.d.sync += [
+                valid1.eq(self.popped.valid & self.popped.p.ok),
+                checked1.address.eq(descriptor.address),
+                checked1.job.queue.eq(self.popped.p.queue),
+                checked1.job.index.eq(self.popped.p.index),
+                checked1.job.command.eq(descriptor.opcode == TxOpcode.COMMAND),
+                checked1.job.notify.eq(descriptor.flags & TxFlag.EVENT != 0),
+                checked1.job.offset.eq(descriptor.address),
+                checked1.job.length.eq(descriptor.length),
+                checked1.job.port.eq(descriptor.port),
+                checked1.job.l3_offset.eq(descriptor.l3_offset),
+                checked1.job.l4_offset.eq(descriptor.l4_offset),
+                checked1.job.flags.eq(descriptor.flags),
+            ]
+            for name, bad in self._wrong(m, descriptor, self.popped.p.error).items():
+                m.d.sync += wrong[name].eq(bad)
+
+        # Stage 2: the status, and how many beats.
+        checked2 = Signal(_Checked, reset_less=True)
+        to_page_end = Signal(range(PAGE_BEATS + 1), reset_less=True)
+        total, net = Signal(LENGTH_BITS + 1), Signal(LENGTH_BITS + 1)
+        m.d.comb += [
+            ready2.eq(~valid2 | ready3),
+            net.eq(checked1.job.length + (AXI_BYTES - 1)),
+            total.eq(checked1.job.length + checked1.job.offset + (AXI_BYTES - 1)),
+        ]
+        with m.If(ready2):
+            m.d.sync += [
+                valid2.eq(valid1),
+                checked2.eq(checked1),
+                checked2.job.beats.eq(total[BEAT_BITS:]),
+                checked2.job.extra.eq(total[BEAT_BITS:] != net[BEAT_BITS:]),
+                to_page_end.eq(PAGE_BEATS - checked1.address[BEAT_BITS:12]),
+                checked2.job.status.eq(Status.OK),
+            ]
+            for status in reversed(self._checks):
+                with m.If(wrong[status.name]):
+                    m.d.sync += checked2.job.status.eq(status)
+
+        # Stage 3: the first burst. A frame that runs past the end of the address space is bad.
+        checked3 = Signal(_Checked, reset_less=True)
+        first_beats = Signal(range(PAGE_BEATS + 1), reset_less=True)
+        several = Signal(reset_less=True)
+        crosses = Signal()
+        m.d.comb += crosses.eq(checked2.job.beats > to_page_end)
+        with m.If(ready3):
+            m.d.sync += [
+                valid3.eq(valid2),
+                checked3.eq(checked2),
+                first_beats.eq(Mux(crosses, to_page_end, checked2.job.beats)),
+                several.eq(crosses),
+            ]
+            with m.If(crosses & checked2.address[12:].all() & (checked2.job.status == Status.OK)):
+                m.d.sync += checked3.job.status.eq(Status.BAD_ADDRESS)
+
+        # Stage 4: requests.
+        more = Signal()
+        left = Signal.like(checked3.job.beats, reset_less=True)
+        page = Signal(52, reset_less=True)
+        request = Signal(ReadRequest, reset_less=True)
+        request_valid = Signal()
+        beats = Signal(range(PAGE_BEATS + 1))
+        go, last, good, free = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            good.eq(checked3.job.status == Status.OK),
+            beats.eq(Mux(more, Mux(left > PAGE_BEATS, PAGE_BEATS, left), first_beats)),
+            last.eq(Mux(more, left <= PAGE_BEATS, ~(several & good))),
+            free.eq(~request_valid | self.request.ready),
+            # jobs.valid must not drop once it is up: `room` and `free` only grow while waiting.
+            self.jobs.payload.eq(checked3.job),
+            self.jobs.valid.eq(valid3 & ~more & (~good | (free & (self.room >= beats)))),
+            go.eq(Mux(more, free & (self.room >= beats), self.jobs.valid & self.jobs.ready)),
+            ready3.eq(~valid3 | (go & last)),
+            self.claim.eq(Mux(go & good, beats, 0)),
+            self.request.payload.eq(request),
+            self.request.valid.eq(request_valid),
+            self.idle.eq(~valid1 & ~valid2 & ~valid3 & ~request_valid),
+        ]
+        with m.If(self.request.ready):
+            m.d.sync += request_valid.eq(0)
+        with m.If(go):
+            m.d.sync += [
+                more.eq(~last),
+                left.eq(Mux(more, left, checked3.job.beats) - beats),
+                page.eq(Mux(more, page, checked3.address[12:]) + 1),
+            ]
+            with m.If(good):
+                m.d.sync += [
+                    request_valid.eq(1),
+                    request.address.eq(
+                        Mux(more, page << 12, Cat(C(0, BEAT_BITS), checked3.address[BEAT_BITS:]))
+                    ),
+                    request.length.eq(beats - 1),
+                ]
+        return m
+
+    _checks = (
+        Status.BAD_ADDRESS,
+        Status.BAD_OPCODE,
+        Status.BAD_LENGTH,
+        Status.FEATURE_ABSENT,
+        Status.BAD_ARGUMENT,
+    )
+    """What can be wrong, the most telling first: the first that holds is reported."""
+
+    def _wrong(self, m, descriptor, error):
+        """Name of a status -> the descriptor deserves it."""
+
+        def flag(bit):
+            return (descriptor.flags & bit) != 0
+
+        send, command = Signal(name="send"), Signal(name="command")
+        ipv4_sum, l4_sum, ipv6, udp, icmpv6 = (
+            flag(bit)
+            for bit in (TxFlag.IPV4_CHECKSUM, TxFlag.L4_CHECKSUM, TxFlag.IPV6, TxFlag.UDP, TxFlag.ICMPV6)
+        )
+        l3_end, l4_end = Signal(9, name="l3_end"), Signal(9, name="l4_end")
+        bad_flags, bad_l3, bad_l4 = (Signal(name=name) for name in ("bad_flags", "bad_l3", "bad_l4"))
+        m.d.comb += [
+            send.eq(descriptor.opcode == TxOpcode.SEND),
+            command.eq(descriptor.opcode == TxOpcode.COMMAND),
+            l3_end.eq(descriptor.l3_offset + Mux(ipv6, IPV6.size, IPV4.size)),
+            l4_end.eq(descriptor.l4_offset + Mux(udp, UDP_HEADER, Mux(icmpv6, ICMPV6_CHECKED, TCP.size))),
+            bad_flags.eq((ipv4_sum & ipv6) | (l4_sum & icmpv6 & (udp | ~ipv6))),
+            # Checksums are sums of 16-bit words of the frame, so headers start at even offsets.
+            bad_l3.eq(
+                (ipv4_sum | l4_sum)
+                & (
+                    (descriptor.l3_offset < ETHERNET.size)
+                    | descriptor.l3_offset[0]
+                    | (l3_end > descriptor.length)
+                )
+            ),
+            bad_l4.eq(
+                l4_sum
+                & (
+                    (descriptor.l4_offset < l3_end)
+                    | descriptor.l4_offset[0]
+                    | (l4_end > descriptor.length)
+                )
+            ),
+        ]
+        bad_frame = (descriptor.length < ETHERNET.size) | (descriptor.length > self._config.max_frame)
+        return {
+            "BAD_ADDRESS": error,
+            "BAD_OPCODE": ~send & ~command,
+            "BAD_LENGTH": Mux(send, bad_frame, descriptor.length != COMMAND.size),
+            "FEATURE_ABSENT": send & (descriptor.mss != 0),
+            "BAD_ARGUMENT": send
+            & (bad_flags | bad_l3 | bad_l4 | (descriptor.port >= self._config.ports)),
+        }

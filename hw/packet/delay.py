@@ -1,0 +1,59 @@
+"""`Delay`: a record that reappears a fixed number of cycles later.
+
+For what travels beside a pipeline that never stalls. Long delays of wide records are a ring
+in distributed memory instead of shift registers.
+
+* Latency: `cycles`. Throughput: one record per cycle; registered output.
+* Reset: contents are not cleared; what tells valid records from others travels elsewhere.
+"""
+
+from amaranth import *
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["Delay"]
+
+
+class Delay(wiring.Component):
+    """Delays `i` (of `shape`) by `cycles`, at least 1.
+
+    Members
+    -------
+    i: In(shape)
+    o: Out(shape)
+    """
+
+    def __init__(self, shape, cycles):
+        if not isinstance(cycles, int) or cycles < 1:
+            raise ValueError(f"cycles must be an integer of at least 1, not {cycles!r}")
+        self._shape, self._cycles = shape, cycles
+        super().__init__({"i": In(shape), "o": Out(shape)})
+
+    def elaborate(self, platform):
+        m = Module()
+        if self._cycles < 4:
+            value = self.i
+            for k in range(self._cycles):
+                stage = Signal(self._shape, name=f"stage{k}", reset_less=True)
+                m.d.sync += stage.eq(value)
+                value = stage
+            m.d.comb += self.o.eq(value)
+            return m
+        # The oldest record is read in the cycle in which the newest overwrites it.
+        depth = self._cycles - 1
+        m.submodules.ring = ring = Memory(
+            shape=self._shape, depth=depth, init=[], attrs={"ram_style": "distributed"}
+        )
+        write, read = ring.write_port(), ring.read_port(domain="comb")
+        at = Signal(range(depth))
+        out = Signal(self._shape, reset_less=True)
+        m.d.sync += [at.eq(Mux(at == depth - 1, 0, at + 1)), out.eq(read.data)]
+        m.d.comb += [
+            write.addr.eq(at),
+            write.data.eq(self.i),
+            write.en.eq(1),
+            read.addr.eq(at),
+            self.o.eq(out),
+        ]
+        return m

@@ -1,0 +1,65 @@
+"""`PacketArbiter`: several packet streams into one, by whole packets, round robin.
+
+* Throughput: one beat per cycle, also when one-beat packets of different inputs alternate.
+* Latency: 1 cycle. Both sides are registered (the output is a `SkidBuffer`); `i[k].ready`
+  depends on which inputs are valid, never on `o.ready`.
+* Fairness: after a packet of input k the others come first, in order, then k again.
+* Once a packet has begun, its input keeps the output until its last beat, even while it pauses.
+* Overflow: cannot happen. Reset: forgets beats under way; the rest of a cut packet goes on
+  as if it began there.
+"""
+
+from amaranth import *
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from .beat import BeatLayout, packet_stream
+from .buffer import SkidBuffer
+
+__all__ = ["PacketArbiter"]
+
+
+class PacketArbiter(wiring.Component):
+    """`n` inputs, one output.
+
+    Members
+    -------
+    i: In(packet_stream(width)).array(n)
+    o: Out(packet_stream(width))
+    """
+
+    def __init__(self, width, n):
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"n must be an integer of at least 1, not {n!r}")
+        self._width, self._n = width, n
+        super().__init__({"i": In(packet_stream(width)).array(n), "o": Out(packet_stream(width))})
+
+    def elaborate(self, platform):
+        m = Module()
+        n = self._n
+        m.submodules.skid = skid = SkidBuffer(BeatLayout(self._width))
+        connect(m, skid.o, flipped(self.o))
+
+        current = Signal(range(n))  # owner of the packet under way, else of the last one
+        inside = Signal()
+        chosen = Signal(range(n))
+        m.d.comb += chosen.eq(current)
+        with m.If(~inside):
+            with m.Switch(current):
+                for k in range(n):
+                    with m.Case(k):
+                        # Later assignments win: least urgent first.
+                        for other in [(k + offset) % n for offset in range(n - 1, 0, -1)]:
+                            with m.If(self.i[other].valid):
+                                m.d.comb += chosen.eq(other)
+        with m.Switch(chosen):
+            for k in range(n):
+                with m.Case(k):
+                    m.d.comb += [
+                        skid.i.payload.eq(self.i[k].payload),
+                        skid.i.valid.eq(self.i[k].valid),
+                        self.i[k].ready.eq(skid.i.ready),
+                    ]
+        with m.If(skid.i.valid & skid.i.ready):
+            m.d.sync += [current.eq(chosen), inside.eq(~skid.i.p.last)]
+        return m

@@ -1,0 +1,1 @@
+"""Synthesis with Yosys, and what can be said about the netlist."""

@@ -1,0 +1,71 @@
+"""What travels through the setup engine beside the cookie hash.
+
+`SetupRecord` is made by the classifier and read by the verdict stage; only what the host's
+completion or a SYN-ACK needs is in it. `DispatchRecord` is an `RxDispatch` without its constant
+fields, which need not lie in memory.
+"""
+
+from acceltcp.abi.messages import RX_COMPLETION
+from amaranth.lib import data, enum
+
+from ..packet.meta import SynAck
+from .cookie import CookieTerms
+
+__all__ = ["Action", "DispatchRecord", "HostInfo", "SetupRecord"]
+
+
+class Action(enum.Enum, shape=2):
+    """What the classifier wants done."""
+
+    DROP = 0
+    PASS = 1  # to the host, as PLAIN
+    ANSWER = 2  # with a SYN-ACK
+    CHECK = 3  # the cookie; then to the host as NEW or PLAIN
+
+
+_HOST_FIELDS = (
+    "length",
+    "l3_offset",
+    "l4_offset",
+    "payload_offset",
+    "port",
+    "ip_checksum",
+    "l4_checksum",
+    "vlan",
+    "ipv4",
+    "ipv6",
+    "tcp",
+    "fragment",
+    "ip_options",
+    "listener",
+    "options_bad",
+    "vlan_tci",
+    "ts_clock",
+    "listener_index",
+)
+
+HostInfo = data.StructLayout({name: RX_COMPLETION.positions[name][1] for name in _HOST_FIELDS})
+"""Fields of RX_COMPLETION that are known before the verdict."""
+
+
+class SetupRecord(data.Struct):
+    """A classified packet."""
+
+    action: Action
+    hopeless: 1  # CHECK: it cannot be valid, whatever the hash
+    deferrable: 1  # CHECK: consumed if valid
+    epoch: 2  # low bits of the epoch that was hashed
+    terms: CookieTerms
+    queue: 8
+    info: HostInfo
+    reply: SynAck  # ANSWER: all but `seq`. CHECK: only `seq`, the cookie that the client claims
+
+
+class DispatchRecord(data.Struct):
+    """What remains of an `RxDispatch`."""
+
+    keep: 1
+    new: 1
+    queue: 8
+    info: HostInfo
+    terms: CookieTerms  # zero unless `new`

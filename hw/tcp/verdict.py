@@ -1,0 +1,94 @@
+"""`Verdict`: compares the cookie and says what becomes of the packet.
+
+* Latency: 1 cycle. Throughput: one packet per cycle; it cannot be stalled.
+* Registered: the inputs; outputs are a few levels of logic behind them.
+* Overflow: `dispatch` has no ready, its user has room for every packet. A SYN-ACK that finds
+  `reply.ready` low is dropped and counted.
+* Reset: forgets the packet inside.
+"""
+
+from amaranth import *
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from ..counts import counts_layout
+from ..packet.meta import SynAck
+from .cookie import CookieResponse, compose_cookie
+from .records import Action, DispatchRecord, SetupRecord
+
+__all__ = ["Verdict"]
+
+_COUNTS = (
+    "setup_syn_ack",
+    "setup_drop_busy",
+    "setup_cookie_good",
+    "setup_cookie_bad",
+    "setup_deferred",
+)
+
+
+class Verdict(wiring.Component):
+    """Last stage of the setup engine.
+
+    Members
+    -------
+    i: In(stream of CookieResponse(SetupRecord), always_ready)
+    dispatch: Out(stream of DispatchRecord, always_ready): one per packet, in order.
+    reply: Out(stream of SynAck): offered for one cycle only.
+    counts: strobes.
+    """
+
+    def __init__(self):
+        super().__init__(
+            {
+                "i": In(stream.Signature(CookieResponse(SetupRecord), always_ready=True)),
+                "dispatch": Out(stream.Signature(DispatchRecord, always_ready=True)),
+                "reply": Out(stream.Signature(SynAck)),
+                "counts": Out(counts_layout(*_COUNTS)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        side = self.i.p.side
+        cookie = Signal(32)
+        m.d.comb += cookie.eq(compose_cookie(side.terms, side.epoch, self.i.p.mac))
+
+        # Stage 1: compare. For a claimed cookie the terms and the epoch come from the claim, so
+        # that only the MAC can differ; comparing all of it is as cheap and needs no mask.
+        valid = Signal()
+        record = Signal(SetupRecord, reset_less=True)
+        composed = Signal(32, reset_less=True)
+        good = Signal()
+        m.d.sync += [
+            valid.eq(self.i.valid),
+            record.eq(side),
+            composed.eq(cookie),
+            good.eq((cookie == side.reply.seq) & ~side.hopeless),
+        ]
+
+        # Stage 2: act.
+        answer, check, deferred = Signal(), Signal(), Signal()
+        sent = Signal()
+        dispatch = self.dispatch.p
+        m.d.comb += [
+            answer.eq(valid & (record.action == Action.ANSWER)),
+            check.eq(valid & (record.action == Action.CHECK)),
+            deferred.eq(check & good & record.deferrable),
+            sent.eq(answer & self.reply.ready),
+            self.reply.valid.eq(answer),
+            self.reply.payload.eq(record.reply),
+            self.reply.p.seq.eq(composed),
+            self.dispatch.valid.eq(valid),
+            dispatch.keep.eq((record.action == Action.PASS) | check & ~deferred),
+            dispatch.new.eq(check & good),
+            dispatch.queue.eq(record.queue),
+            dispatch.info.eq(record.info),
+            dispatch.terms.eq(Mux(dispatch.new, Value.cast(record.terms), 0)),
+            self.counts.setup_syn_ack.eq(sent),
+            self.counts.setup_drop_busy.eq(answer & ~sent),
+            self.counts.setup_cookie_good.eq(check & good),
+            self.counts.setup_cookie_bad.eq(check & ~good),
+            self.counts.setup_deferred.eq(deferred),
+        ]
+        return m

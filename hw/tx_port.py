@@ -1,0 +1,72 @@
+"""TxPort: the way out to one MAC; wiring only.
+
+Replies and frames from the host take turns packet by packet, are padded to the shortest
+legal frame, and are counted. Latency 1 cycle in the arbiter, see `TxPad` and `AxisSink`
+for the others; one beat per cycle.
+"""
+
+from amaranth import *
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from .counts import counts_layout
+from .stream.arbiter import PacketArbiter
+from .stream.axis import AxisSink
+from .stream.beat import packet_stream
+from .stream.pad import TxPad
+from .stream.tap import PacketTap
+
+__all__ = ["TxPort"]
+
+SOURCES = 2
+
+
+class TxPort(wiring.Component):
+    """See the module's docstring.
+
+    Members
+    -------
+    i : In(packet_stream(width)).array(2)
+        SYN-ACKs and frames from the host.
+    tdata, tkeep, tvalid, tlast, tuser : Out, tready : In
+        AXI4-Stream to the MAC.
+    busy : Out(1)
+        A beat waits for the MAC.
+    counts : Out(tx_packets, tx_bytes)
+    """
+
+    def __init__(self, config):
+        self._width = width = config.width
+        super().__init__(
+            {
+                "i": In(packet_stream(width)).array(SOURCES),
+                "tdata": Out(8 * width),
+                "tkeep": Out(width),
+                "tvalid": Out(1),
+                "tlast": Out(1),
+                "tuser": Out(1),
+                "tready": In(1),
+                "busy": Out(1),
+                "counts": Out(counts_layout("tx_packets", "tx_bytes")),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.arbiter = arbiter = PacketArbiter(self._width, SOURCES)
+        m.submodules.pad = pad = TxPad(self._width)
+        m.submodules.tap = tap = PacketTap(self._width, packets="tx_packets", octets="tx_bytes")
+        m.submodules.sink = sink = AxisSink(self._width)
+        for source, sink_i in zip(self.i, arbiter.i):
+            connect(m, flipped(source), sink_i)
+        connect(m, arbiter.o, pad.i)
+        connect(m, pad.o, tap.i)
+        connect(m, tap.o, sink.i)
+        for name in ("tdata", "tkeep", "tvalid", "tlast", "tuser"):
+            m.d.comb += getattr(self, name).eq(getattr(sink, name))
+        m.d.comb += [
+            sink.tready.eq(self.tready),
+            self.busy.eq(arbiter.o.valid | pad.o.valid | sink.tvalid),
+            self.counts.eq(tap.counts),
+        ]
+        return m

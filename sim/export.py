@@ -1,0 +1,50 @@
+"""The core as Verilog.
+
+The only file of the simulator that imports the gateware, and only when it has to: a
+configuration that was exported from the same sources before comes from the cache.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cache import ROOT, build_once, cache_directory, content_hash
+
+if TYPE_CHECKING:
+    from hw.config import NicConfig
+
+__all__ = ["TOP_MODULE", "export_verilog", "source_hash"]
+
+TOP_MODULE = "acceltcp_nic"
+
+
+def source_hash() -> str:
+    """Hash of everything the Verilog is made from, except the configuration."""
+    import acceltcp.abi
+
+    abi = Path(acceltcp.abi.__file__).parent
+    files = sorted((ROOT / "hw").rglob("*.py")) + sorted(abi.glob("*.py"))
+    parts: list[str | Path] = [importlib.metadata.version("amaranth")]
+    for file in files:
+        parts += [file.name, file]
+    return content_hash(parts)
+
+
+def export_verilog(config: NicConfig, *, quiet: bool = False) -> str:
+    """The core with that configuration, as Verilog text."""
+    name = content_hash([source_hash(), repr(config)])
+
+    def build(directory: Path) -> None:
+        from amaranth.back import verilog
+
+        from hw.nic import Nic
+
+        if not quiet:
+            print(f"exporting {config}", file=sys.stderr, flush=True)
+        text = verilog.convert(Nic(config), name=TOP_MODULE, emit_src=False, strip_internal_attrs=True)
+        (directory / f"{name}.v").write_text(text)
+
+    return build_once(cache_directory() / "verilog" / f"{name}.v", build).read_text()

@@ -1,0 +1,67 @@
+# amaranth: UnusedElaboratable=no
+"""Verdict alone: each action, with and without room for the reply."""
+
+import pytest
+from acceltcp.abi.cookie import COOKIE_PLAIN, COOKIE_TIMESTAMPS
+
+from hw.tcp.records import Action
+from hw.tcp.verdict import Verdict
+from tests.hw.simulate import run
+
+MAC = 0x5A5A5A5 & (1 << 27) - 1
+
+
+def cookies(terms, epoch):
+    if terms["timestamps"]:
+        return COOKIE_TIMESTAMPS.to_int(epoch=epoch & 3, mss_class=terms["mss_class"], mac=MAC)
+    granted = {name: terms[name] for name in ("mss_class", "wscale", "sack")}
+    return COOKIE_PLAIN.to_int(epoch=epoch & 1, **granted, mac=MAC & (1 << 23) - 1)
+
+
+async def decide(ctx, dut, side, room=1):
+    """What comes out: (dispatch, reply or None, names counted)."""
+    ctx.set(dut.reply.ready, room)
+    ctx.set(dut.i.p, {"mac": MAC, "side": side})
+    ctx.set(dut.i.valid, 1)
+    await ctx.tick()
+    ctx.set(dut.i.valid, 0)
+    assert ctx.get(dut.dispatch.valid)
+    counted = [name for name in dut.counts.shape().members if ctx.get(getattr(dut.counts, name))]
+    reply = ctx.get(dut.reply.payload) if ctx.get(dut.reply.valid) else None
+    got = ctx.get(dut.dispatch.payload), reply, counted
+    await ctx.tick()
+    assert not ctx.get(dut.dispatch.valid) and not ctx.get(dut.reply.valid)
+    return got
+
+
+@pytest.mark.parametrize("timestamps", (0, 1))
+def test_actions(timestamps):
+    dut = Verdict()
+    terms = {"timestamps": timestamps, "mss_class": 5, "wscale": 15, "sack": 1, "ecn": timestamps}
+    good = cookies(terms, 3)
+
+    async def bench(ctx):
+        common = {"terms": terms, "epoch": 3, "queue": 6}
+        for action, keep in ((Action.DROP, 0), (Action.PASS, 1)):
+            dispatch, reply, counted = await decide(ctx, dut, {**common, "action": action})
+            assert (dispatch.keep, dispatch.new, reply, counted) == (keep, 0, None, [])
+            assert dispatch.terms.as_value().value == 0
+
+        side = {**common, "action": Action.ANSWER, "reply": {"seq": 5, "ack": 77}}
+        dispatch, reply, counted = await decide(ctx, dut, side)
+        assert (dispatch.keep, reply.seq, reply.ack, counted) == (0, good, 77, ["setup_syn_ack"])
+        dispatch, _, counted = await decide(ctx, dut, side, room=0)
+        assert (dispatch.keep, counted) == (0, ["setup_drop_busy"])
+
+        side = {**common, "action": Action.CHECK, "reply": {"seq": good}}
+        dispatch, reply, counted = await decide(ctx, dut, side)
+        assert (dispatch.keep, dispatch.new, dispatch.queue, reply) == (1, 1, 6, None)
+        assert counted == ["setup_cookie_good"] and dispatch.terms.mss_class == 5
+        dispatch, _, counted = await decide(ctx, dut, {**side, "deferrable": 1})
+        assert dispatch.keep == 0 and counted == ["setup_cookie_good", "setup_deferred"]
+        for bad in ({"hopeless": 1}, {"epoch": 2}, *({"reply": {"seq": good ^ 1 << bit}} for bit in range(32))):
+            dispatch, _, counted = await decide(ctx, dut, {**side, "deferrable": 1, **bad})
+            assert (dispatch.keep, dispatch.new, counted) == (1, 0, ["setup_cookie_bad"])
+            assert dispatch.terms.as_value().value == 0
+
+    run(dut, bench)

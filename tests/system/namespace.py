@@ -1,0 +1,60 @@
+"""Run a test in a network namespace of its own, where it may make TAP interfaces.
+
+`@isolated` runs the decorated test function in a child pytest under `unshare`: as root with
+a network namespace, otherwise with a user namespace too. What the child printed is shown
+when it fails. Inside, the function runs as it stands.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["isolated", "unshare_command"]
+
+_INSIDE = "ACCELTCP_TEST_NAMESPACE"
+CHILD_TIMEOUT_S = 540
+
+
+def unshare_command() -> list[str]:
+    """Prefix that runs a command in a new network namespace with the rights to set it up."""
+    if os.geteuid() == 0:
+        return ["unshare", "--net", "--mount", "--kill-child"]
+    return ["unshare", "--user", "--map-root-user", "--net", "--mount", "--kill-child"]
+
+
+def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """See the module's docstring. The test must take its parameters by `parametrize`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, request: Any, **kwargs: Any) -> None:
+        if os.environ.get(_INSIDE):
+            function(*args, **kwargs)
+            return
+        command = [
+            *unshare_command(),
+            sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:xdist", "-p", "no:cacheprovider", request.node.nodeid,
+        ]  # fmt: skip
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        child = subprocess.run(
+            command,
+            cwd=request.config.rootpath,
+            env=environment | {_INSIDE: "1"},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=CHILD_TIMEOUT_S,
+        )
+        assert child.returncode == 0, f"in the namespace:\n{child.stdout[-8000:]}"
+
+    # pytest passes `request` only to functions that name it.
+    import inspect
+
+    signature = inspect.signature(function)
+    parameters = [*signature.parameters.values(), inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)]
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return wrapper
