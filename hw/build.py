@@ -6,6 +6,7 @@ writes report.json and report.txt beside it. Every parameter of `NicConfig` has 
 
 import argparse
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
@@ -45,16 +46,17 @@ def build(board, config, out, *, synth=True, stages=True, design=None, console=N
     console = console or Console(stderr=True)
     folder = Path(out).resolve() / board.name
     folder.mkdir(parents=True, exist_ok=True)
-    seconds = {}
+    seconds, cpu_seconds = {}, {}
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
     ) as progress:
 
         def step(label, work):
             task = progress.add_task(label, total=None)
-            started = time.monotonic()
+            started, cpu_started = time.monotonic(), _cpu()
             result = work(lambda text: progress.update(task, description=f"{label}: {text}"))
             seconds[label] = time.monotonic() - started
+            cpu_seconds[label] = _cpu() - cpu_started
             progress.update(task, description=label, total=1, completed=1)
             return result
 
@@ -96,11 +98,17 @@ def build(board, config, out, *, synth=True, stages=True, design=None, console=N
         total=total,
         stages=rows,
         seconds=seconds,
+        cpu_seconds=cpu_seconds,
         tool=_tool(),
     )
     (folder / "report.json").write_text(report.to_json())
     (folder / "report.txt").write_text(report.to_text())
     return report
+
+
+def _cpu():
+    """Processor time of this process and of those it has waited for."""
+    return sum(os.times()[:4])
 
 
 def _tool():

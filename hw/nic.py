@@ -200,6 +200,8 @@ class Nic(wiring.Component):
         engines = (rx_dma, tx_dma, commands, events, axi)
         working = (*front_ends, setup, syn_ack, tx_dma, tx_checksum, interrupts, *outputs)
         m.d.comb += [
+            registers.drained.eq(Cat(output.drained for output in outputs).all()),
+            *(output.stop.eq(registers.resetting) for output in outputs),
             rx_dma.hold.eq(registers.hold),
             tx_dma.hold.eq(registers.hold),
             registers.idle.eq(Cat(engine.idle for engine in engines).all()),

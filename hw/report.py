@@ -60,6 +60,7 @@ class Report:
     total: Figures
     stages: dict[str, Figures] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    cpu_seconds: dict[str, float] = field(default_factory=dict)
     tool: str = ""
 
     def shares(self):
@@ -99,6 +100,7 @@ class Report:
             "total": figures(self.total),
             "stages": {name: figures(row) for name, row in self.stages.items()},
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+            "cpu_seconds": {name: round(value, 1) for name, value in self.cpu_seconds.items()},
         }
 
     def to_json(self):
@@ -147,7 +149,10 @@ class Report:
         if self.total.usage.latch:
             console.print(Text(f"{self.total.usage.latch} latches: a design error", style="red"))
         self._print_paths(console)
-        times = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
+        times = ", ".join(
+            f"{name} {value:.0f} s ({self.cpu_seconds.get(name, 0):.0f} s of processor)"
+            for name, value in self.seconds.items()
+        )
         console.print(Text(f"{self.tool}; time: {times}"))
 
     def _print_paths(self, console):

@@ -2,7 +2,8 @@
 
 Replies and frames from the host take turns packet by packet, are padded to the shortest
 legal frame, and are counted. Latency 1 cycle in the arbiter, see `TxPad` and `AxisSink`
-for the others; one beat per cycle.
+for the others; one beat per cycle. With `stop` the frame under way is finished and none begins,
+so that a soft reset cuts no frame on the wire.
 """
 
 from amaranth import *
@@ -32,6 +33,10 @@ class TxPort(wiring.Component):
         AXI4-Stream to the MAC.
     busy : Out(1)
         A beat waits for the MAC.
+    stop : In(1)
+        Begin no frame.
+    drained : Out(1)
+        No frame is half sent.
     counts : Out(tx_packets, tx_bytes)
     """
 
@@ -47,6 +52,8 @@ class TxPort(wiring.Component):
                 "tuser": Out(1),
                 "tready": In(1),
                 "busy": Out(1),
+                "stop": In(1),
+                "drained": Out(1),
                 "counts": Out(counts_layout("tx_packets", "tx_bytes")),
             }
         )
@@ -60,8 +67,17 @@ class TxPort(wiring.Component):
         for source, sink_i in zip(self.i, arbiter.i):
             connect(m, flipped(source), sink_i)
         connect(m, arbiter.o, pad.i)
-        connect(m, pad.o, tap.i)
         connect(m, tap.o, sink.i)
+        begun, go = Signal(), Signal()
+        m.d.comb += [
+            go.eq(begun | ~self.stop),
+            tap.i.payload.eq(pad.o.payload),
+            tap.i.valid.eq(pad.o.valid & go),
+            pad.o.ready.eq(tap.i.ready & go),
+            self.drained.eq(~begun & ~tap.i.valid & ~sink.tvalid),
+        ]
+        with m.If(tap.i.valid):
+            m.d.sync += begun.eq(~(tap.i.ready & tap.i.p.last))
         for name in ("tdata", "tkeep", "tvalid", "tlast", "tuser"):
             m.d.comb += getattr(self, name).eq(getattr(sink, name))
         m.d.comb += [

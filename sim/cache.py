@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -30,7 +31,9 @@ def content_hash(parts: Iterable[bytes | str | Path]) -> str:
     """Hash of strings, bytes and the contents of files, in order."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+        data = (
+            part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+        )
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()[:32]
@@ -39,17 +42,23 @@ def content_hash(parts: Iterable[bytes | str | Path]) -> str:
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """`target`, which `build` makes in a directory of its own if it is not there yet.
 
-    `build(directory)` leaves a file of the target's name in the directory. It is moved into
-    place in one step, so two processes may build the same thing at once: both work, and the
-    last one's file stays.
+    `build(directory)` leaves a file of the target's name in the directory, which is moved into
+    place in one step. Of several processes that want the same thing one builds it and the
+    others wait; what a process that was killed has left behind is swept away by the next.
     """
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        build(directory)
-        os.replace(directory / target.name, target)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with open(target.parent / f".{target.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the process, however that ends
+        if target.exists():
+            return target
+        for left in target.parent.glob(f".{target.name}.*.part"):
+            shutil.rmtree(left, ignore_errors=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        try:
+            build(directory)
+            os.replace(directory / target.name, target)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
     return target

@@ -60,35 +60,56 @@ def build_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other parameter of NicConfig"
     )
     core.add_argument(
-        "--opt", choices=("test", "bench"), default="test", help="model that builds fast or runs fast (default test)"
+        "--opt",
+        choices=("test", "bench"),
+        default="test",
+        help="model that builds fast or runs fast (default test)",
     )
-    core.add_argument("--read-latency", type=int, default=16, help="cycles to the first read beat (default 16)")
+    core.add_argument(
+        "--read-latency", type=int, default=16, help="cycles to the first read beat (default 16)"
+    )
     core.add_argument("--write-latency", type=int, default=4, help="cycles to a write response (default 4)")
     core.add_argument("--trace", metavar="FILE", help="write waveforms (VCD) of the first NIC")
 
     wire = parser.add_argument_group("wire")
     wire.add_argument(
-        "--tap", action="append", default=[], metavar="NAME", help="plug a port into a TAP device; again for port 1"
+        "--tap",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="plug a port into a TAP device; again for port 1",
     )
     wire.add_argument("--replay", metavar="FILE", help="play a pcap file to port 0")
-    wire.add_argument("--replay-speed", type=float, default=1.0, help="1: as recorded; 0: all at once (default 1)")
+    wire.add_argument(
+        "--replay-speed", type=float, default=1.0, help="1: as recorded; 0: all at once (default 1)"
+    )
     wire.add_argument("--loop", action="store_true", help="cable port 0 to port 1")
-    wire.add_argument("--pcap", metavar="FILE", help="write all traffic; port 1's to FILE with -1 before its suffix")
+    wire.add_argument(
+        "--pcap", metavar="FILE", help="write all traffic; port 1's to FILE with -1 before its suffix"
+    )
 
     spoil = parser.add_argument_group("impairments")
-    spoil.add_argument("--loss", type=float, default=0.0, metavar="P", help="probability that a frame is lost")
+    spoil.add_argument(
+        "--loss", type=float, default=0.0, metavar="P", help="probability that a frame is lost"
+    )
     spoil.add_argument("--duplicate", "--dup", type=float, default=0.0, metavar="P", help="... comes twice")
     spoil.add_argument("--reorder", type=float, default=0.0, metavar="P", help="... is overtaken")
     spoil.add_argument("--corrupt", type=float, default=0.0, metavar="P", help="... has a flipped bit")
     spoil.add_argument("--delay", type=seconds, default=0.0, metavar="TIME", help="time that frames take")
     spoil.add_argument("--jitter", type=seconds, default=0.0, metavar="TIME", help="at most so much more")
     spoil.add_argument(
-        "--reorder-delay", type=seconds, default=0.01, metavar="TIME", help="how late a frame is that is overtaken"
+        "--reorder-delay",
+        type=seconds,
+        default=0.01,
+        metavar="TIME",
+        help="how late a frame is that is overtaken",
     )
     spoil.add_argument("--direction", choices=("both", "in", "out"), default="both", help="in: to the NIC")
     spoil.add_argument("--seed", type=int, help="of all chances (default: random, printed)")
 
-    parser.add_argument("--time-scale", type=float, default=1.0, help="protocol seconds per second (default 1)")
+    parser.add_argument(
+        "--time-scale", type=float, default=1.0, help="protocol seconds per second (default 1)"
+    )
     parser.add_argument("--verbose", "-v", action="count", default=0, help="tell more; twice: everything")
     return parser
 
@@ -100,11 +121,15 @@ def _config(options: argparse.Namespace) -> NicConfig:
         from hw.config import NicConfig
     except ImportError as error:
         raise UsageError(f"the simulator needs the gateware's sources and Amaranth: {error}") from error
-    values: dict[str, Any] = {name: getattr(options, name) for name in ("width", "ports", "queues", "tick_us")}
+    values: dict[str, Any] = {
+        name: getattr(options, name) for name in ("width", "ports", "queues", "tick_us")
+    }
     for item in options.set:
         name, equals, text = item.partition("=")
         if not equals or name not in NicConfig.names():
-            raise UsageError(f"--set takes NAME=VALUE with a name of {', '.join(NicConfig.names())}, not {item!r}")
+            raise UsageError(
+                f"--set takes NAME=VALUE with a name of {', '.join(NicConfig.names())}, not {item!r}"
+            )
         if text.lower() in ("true", "false"):
             values[name] = text.lower() == "true"
         elif text.isdigit():

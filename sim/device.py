@@ -318,9 +318,7 @@ class Shell:
     def tx(self) -> list[TxFrame]:
         """All frames that have come out since the last call, in order."""
         frames = []
-        while self._check(
-            self._lib.shell_tx(self._handle, byref(self._info), self._buffer, FRAME_BYTES_MAX)
-        ):
+        while self._check(self._lib.shell_tx(self._handle, byref(self._info), self._buffer, FRAME_BYTES_MAX)):
             info = self._info
             frames.append(
                 TxFrame(

@@ -44,7 +44,9 @@ class PcapWriter:
         seconds, fraction = divmod(time_ns, 1_000_000_000)
         if not self._nanoseconds:
             fraction //= 1000
-        self._file.write(struct.pack("<IIII", seconds & 0xFFFF_FFFF, fraction, len(frame), len(frame)) + frame)
+        self._file.write(
+            struct.pack("<IIII", seconds & 0xFFFF_FFFF, fraction, len(frame), len(frame)) + frame
+        )
 
     def close(self) -> None:
         """Finish the file."""

@@ -93,7 +93,9 @@ class MessageParser:
         if header.flags & HeaderFlag.TYPE_MASK != HeaderFlag.COMMAND:
             raise ProtocolError(f"a message must be a command, not of flags {header.flags:#x}")
         if header.flags not in (HeaderFlag.COMMAND, HeaderFlag.NO_REPLY):
-            raise ProtocolError(f"a command's flags must be 0 or {HeaderFlag.NO_REPLY:#x}, not {header.flags:#x}")
+            raise ProtocolError(
+                f"a command's flags must be 0 or {HeaderFlag.NO_REPLY:#x}, not {header.flags:#x}"
+            )
         return header
 
     def discard(self) -> None:

@@ -178,7 +178,10 @@ class PciDevice:
 
     def _dma_map(self, message: Message) -> bytes:
         request = self._exact(vfio.DmaMap, message)
-        _need(request.argsz == vfio.DmaMap.byte_size, f"argsz must be {vfio.DmaMap.byte_size}, not {request.argsz}")
+        _need(
+            request.argsz == vfio.DmaMap.byte_size,
+            f"argsz must be {vfio.DmaMap.byte_size}, not {request.argsz}",
+        )
         _need(
             request.flags in (DmaFlag.READ, DmaFlag.WRITE, DmaFlag.READ | DmaFlag.WRITE),
             f"DMA flags must be 1, 2 or 3, not {request.flags:#x}",
@@ -274,7 +277,8 @@ class PciDevice:
         expected = request.count if kind == IrqSetFlag.DATA_BOOL else 0
         _need(len(data) == expected, f"data must have {expected} bytes, not {len(data)}")
         _need(
-            request.argsz == len(message.payload), f"argsz must be {len(message.payload)}, not {request.argsz}"
+            request.argsz == len(message.payload),
+            f"argsz must be {len(message.payload)}, not {request.argsz}",
         )
         _need(kind == IrqSetFlag.DATA_EVENTFD or not message.fds, "only DATA_EVENTFD takes descriptors")
         vectors = range(request.start, request.start + request.count)
@@ -408,7 +412,9 @@ class PciDevice:
             request = vfio.FeatureRequest.unpack(message.payload)
         except ValueError as error:
             raise RefusedError(errno.EINVAL, str(error)) from error
-        raise RefusedError(errno.ENOTTY, f"there is no device feature {request.flags & vfio.FeatureFlag.INDEX_MASK}")
+        raise RefusedError(
+            errno.ENOTTY, f"there is no device feature {request.flags & vfio.FeatureFlag.INDEX_MASK}"
+        )
 
 
 class Server:
@@ -437,10 +443,14 @@ class Server:
                     probe.connect(self.path)
                 except OSError as error:
                     if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
-                        raise SocketInUseError(error.errno, f"cannot take over {self.path}: {error}") from error
+                        raise SocketInUseError(
+                            error.errno, f"cannot take over {self.path}: {error}"
+                        ) from error
                 else:
                     raise SocketInUseError(errno.EADDRINUSE, f"another process serves {self.path}")
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        listener = socket.socket(
+            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
         # Under its final name only once it takes connections: who sees it can connect.
         early = f"{self.path}.{os.getpid()}"
         try:

@@ -123,7 +123,9 @@ class Nic:
         counters = self.shell.counters()
         if counters.violations != self._violations:
             self._violations = counters.violations
-            log.error("the core has broken %d bus rules, the first: %s", counters.violations, self.shell.message)
+            log.error(
+                "the core has broken %d bus rules, the first: %s", counters.violations, self.shell.message
+            )
         refused = counters.axi_read_errors + counters.axi_write_errors
         if refused and not self._refused:
             log.warning(

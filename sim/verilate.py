@@ -83,7 +83,11 @@ def _runtime_object(root: Path, name: str, flags: list[str]) -> Path:
     target = cache_directory() / "verilator" / f"{name}-{key}.o"
 
     def build(directory: Path) -> None:
-        _run([_compiler(), *flags, "-c", str(source), "-o", str(directory / target.name)], f"compiling {name}", root)
+        _run(
+            [_compiler(), *flags, "-c", str(source), "-o", str(directory / target.name)],
+            f"compiling {name}",
+            root,
+        )
 
     return build_once(target, build)
 
@@ -111,7 +115,14 @@ def verilate(
     binary = root / "bin" / "verilator_bin"
     sources = sorted(CPP.glob("*.cpp"))
     verilator_flags = [*VERILATOR_FLAGS, *(["--trace-vcd", "--trace-underscore"] if trace else [])]
-    common = ["-std=gnu++17", "-fPIC", "-pipe", "-w", f"-I{root / 'include'}", f"-I{root / 'include' / 'vltstd'}"]
+    common = [
+        "-std=gnu++17",
+        "-fPIC",
+        "-pipe",
+        "-w",
+        f"-I{root / 'include'}",
+        f"-I{root / 'include' / 'vltstd'}",
+    ]
     common += [
         f"-D{name}={value}"
         for name, value in (
@@ -129,7 +140,11 @@ def verilate(
     def build(directory: Path) -> None:
         started = time.monotonic()
         if not quiet:
-            print(f"building the model ({opt}, {len(verilog) >> 10} KiB of Verilog)", file=sys.stderr, flush=True)
+            print(
+                f"building the model ({opt}, {len(verilog) >> 10} KiB of Verilog)",
+                file=sys.stderr,
+                flush=True,
+            )
         (directory / f"{TOP_MODULE}.v").write_text(verilog)
         generated = directory / "obj"
         _run(

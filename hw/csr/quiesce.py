@@ -1,7 +1,8 @@
 """Stopping the engines: the sequence behind queue disable and soft reset.
 
     hold -> engines idle for SETTLE_CYCLES -> disable the queues waiting for it -> release
-    hold -> engines idle for SETTLE_CYCLES -> core_reset -> clear the queue registers -> release
+    hold -> engines idle and wires drained for SETTLE_CYCLES -> core_reset -> clear the queue
+            registers -> release
 
 Idleness must last for SETTLE_CYCLES, because a request that an engine had already made when
 `hold` rose may show in `idle` only some cycles later. A soft reset does not wait for ever: after
@@ -46,6 +47,9 @@ class Quiesce(wiring.Component):
         Strobe: done.
     idle : In(1)
         No engine has anything in flight.
+    drained : In(1)
+        No frame is half sent; a soft reset waits for it too. A disable does not: a stopped wire
+        is no reason to keep a queue's memory.
     hold : Out(1)
         Engines start nothing new.
     core_reset : Out(1)
@@ -69,6 +73,7 @@ class Quiesce(wiring.Component):
                 "clear": Out(1),
                 "cleared": In(1),
                 "idle": In(1),
+                "drained": In(1, init=1),
                 "hold": Out(1),
                 "core_reset": Out(1),
                 "resetting": Out(1),
@@ -99,10 +104,11 @@ class Quiesce(wiring.Component):
                     m.d.sync += self.hold.eq(1)
                     m.next = "Settle"
             with m.State("Settle"):
-                m.d.sync += settle.eq(Mux(self.idle, settle + 1, 0))
+                at_rest = self.idle & (self.drained | ~self.resetting)
+                m.d.sync += settle.eq(Mux(at_rest, settle + 1, 0))
                 with m.If(self.resetting & out_of_patience):
                     m.next = "Start reset"
-                with m.Elif(self.idle & (settle == SETTLE_CYCLES - 1)):
+                with m.Elif(at_rest & (settle == SETTLE_CYCLES - 1)):
                     with m.If(self.resetting):
                         m.next = "Start reset"
                     with m.Else():

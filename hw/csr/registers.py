@@ -81,6 +81,10 @@ class RegisterFile(wiring.Component):
         Engines must start nothing new.
     idle : In(1)
         No engine has anything in flight; need not be exact in the first cycles of `hold`.
+    resetting : Out(1)
+        A soft reset is under way: start no frame on a wire.
+    drained : In(1)
+        No frame is half sent; a soft reset waits for it.
     core_reset : Out(1)
         Soft reset of everything but this component.
     busy : In(1)
@@ -109,6 +113,8 @@ class RegisterFile(wiring.Component):
                 "queues": Out(QueueBus()),
                 "hold": Out(1),
                 "idle": In(1),
+                "resetting": Out(1),
+                "drained": In(1, init=1),
                 "core_reset": Out(1),
                 "busy": In(1),
                 "working": Out(1),
@@ -171,6 +177,8 @@ class RegisterFile(wiring.Component):
             self.core_reset.eq(quiesce.core_reset),
             resetting.eq(quiesce.resetting),
             quiesce.idle.eq(self.idle),
+            quiesce.drained.eq(self.drained),
+            self.resetting.eq(quiesce.resetting),
             self.counts.eq(queues.counts),
         ]
         for line in ("disable_pending", "disable_done", "cleared"):
@@ -215,8 +223,9 @@ class RegisterFile(wiring.Component):
             )
             with m.State("Accept"):
                 m.d.comb += slave.request.ready.eq(~queues.busy & ~writing)
-                m.d.sync += request.eq(slave.request.payload)
                 with m.If(slave.request.valid & slave.request.ready):
+                    # Held until the next access: the check behind an enable still uses it.
+                    m.d.sync += request.eq(slave.request.payload)
                     m.next = "Fetch"
             with m.State("Fetch"):
                 m.next = "Select"

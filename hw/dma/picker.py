@@ -5,10 +5,13 @@ round begins. Unlike a rotating priority this has no long path: picking the lowe
 numbering it are two registered stages.
 
 * Latency: a request is offered 3 cycles after it rises, if none is before it.
-* Throughput: one pick per cycle, less one cycle between rounds.
+* Throughput: one pick per cycle; a round of a single request may cost a second cycle.
 * A pick may be out of date: its request may have gone since. Who takes it looks again.
 * Registered: `index` and `valid`. Reset: forgets the round.
 """
+
+from functools import reduce
+from operator import or_
 
 from amaranth import *
 from amaranth.lib import wiring
@@ -22,6 +25,12 @@ GROUP = 8
 def lowest(bits):
     """One-hot: the lowest set bit of a short value; zero if there is none."""
     return Cat(bit & ~bits[:i].any() if i else bit for i, bit in enumerate(bits))
+
+
+def _encode(onehot, width):
+    """Number of the set bit."""
+    onehot = Value.cast(onehot)
+    return Cat(Cat(onehot[i] for i in range(len(onehot)) if i >> bit & 1).any() for bit in range(width))
 
 
 class RoundPicker(wiring.Component):
@@ -55,38 +64,43 @@ class RoundPicker(wiring.Component):
     def elaborate(self, platform):
         m = Module()
 
-        # Stage 1: lowest request of this round, one-hot, in groups to keep the path short.
+        # Stage 1: the lowest group of up to 8 requests that stand in this round. A new round may begin
+        # while the last group of the round before is still being served.
         left = Signal(self._n)
         standing = Signal(self._n)
         m.d.comb += standing.eq(left & self.requests)
         groups = [standing[at : at + GROUP] for at in range(0, self._n, GROUP)]
         some = Signal(len(groups))
         m.d.comb += some.eq(Cat(group.any() for group in groups))
-        chosen_group = lowest(some)
-        chosen = Signal(self._n)
-        m.d.comb += chosen.eq(
-            Cat(Mux(chosen_group[i], lowest(group), 0)[: len(group)] for i, group in enumerate(groups))
-        )
-        picked = Signal(self._n)
-        picked_valid = Signal()
-        picked_ready = Signal()
-        with m.If(~standing.any()):
+        chosen = Signal(len(groups))
+        m.d.comb += chosen.eq(lowest(some))
+        group = Signal(GROUP)
+        number = Signal(range(max(len(groups), 2)), reset_less=True)
+        rest = Signal(GROUP)
+        load, step = Signal(), Signal()
+        m.d.comb += [
+            rest.eq(group & (group - 1)),
+            step.eq(~self.valid | self.take),
+            load.eq(~group.any() | (step & ~rest.any())),
+        ]
+        with m.If(~some.any()):
             m.d.sync += left.eq(self.requests)
-        with m.Elif(picked_ready):
-            m.d.sync += left.eq(standing & ~chosen)
-        with m.If(picked_ready):
-            m.d.sync += [picked.eq(chosen), picked_valid.eq(standing.any())]
-
-        # Stage 2: its number.
-        m.d.comb += picked_ready.eq(~self.valid | self.take)
-        with m.If(picked_ready):
+        with m.Elif(load):
+            for i in range(self._n):
+                with m.If(chosen[i // GROUP]):
+                    m.d.sync += left[i].eq(0)
+        with m.If(load):
             m.d.sync += [
-                self.valid.eq(picked_valid),
-                self.index.eq(
-                    Cat(
-                        Cat(picked[i] for i in range(self._n) if i >> bit & 1).any()
-                        for bit in range(len(self.index))
-                    )
-                ),
+                group.eq(reduce(or_, (Mux(chosen[i], bits, 0) for i, bits in enumerate(groups)))),
+                number.eq(_encode(chosen, len(number))),
+            ]
+        with m.Elif(step):
+            m.d.sync += group.eq(rest)
+
+        # Stage 2: the lowest request of the group.
+        with m.If(step):
+            m.d.sync += [
+                self.valid.eq(group.any()),
+                self.index.eq(Cat(_encode(lowest(group), GROUP.bit_length() - 1), number)),
             ]
         return m

@@ -1,6 +1,6 @@
-"""Rings that the NIC writes: who may use which slot, and how entries get there.
+"""Rings that the NIC writes: who may use which slot.
 
-Two components, used for receive completions and for events alike. A ring has 2**log2
+Used for receive completions and for events alike. A ring has 2**log2
 entries of 32 bytes; indices are 16 bits and free-running, so an index's bit `log2` tells
 odd trips from even ones and is the complement of the phase: no other state is needed.
 
@@ -8,40 +8,39 @@ odd trips from even ones and is the complement of the phase: no other state is n
 ring can never overflow, and a claim ends as either *used* (it gets the next index) or
 *given back*; claims end in the order in which they were made, so indices have no holes.
 
-`EntryWriter` writes entries. Two neighbours that share a 64-byte beat leave as one beat
-when both are there, or arrive within a few cycles of each other.
+`RefusedDoorbells` remembers which queues' doorbells were refused until somebody is told.
+Latencies, overflow and reset: see the components. Entries are written by `EntryWriter`.
 """
 
+from acceltcp.abi.messages import RX_COMPLETION
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, Signature, connect, flipped
 
-from acceltcp.abi.messages import RX_COMPLETION
-
 from ..counts import counts_layout
 from ..csr.bus import QUEUE_BITS, QueueBus, queue_word
-from ..stream.fifo import StreamFifo
-from .axi import WriteBeat, WritePort
 from .picker import RoundPicker
 
 __all__ = [
     "ENTRY_BYTES",
     "ClaimPort",
-    "EntryWriter",
     "FinishPort",
+    "LOG2_BITS",
     "Posted",
     "QueueNumber",
     "RefusedDoorbells",
     "RingEntry",
     "RingSlots",
+    "bus_memory",
     "queue_memory",
 ]
 
 ENTRY_BYTES = RX_COMPLETION.size
 """Size of a completion and of an event."""
 
-_LOG2_BITS = 4
+LOG2_BITS = 4
+"""Width of a ring size, log2 of the number of entries."""
 
 
 class QueueNumber(data.Struct):
@@ -108,7 +107,7 @@ def queue_memory(m, config, name, shape):
     return memory
 
 
-def _bus_memory(m, config, bus, name, word, bits):
+def bus_memory(m, config, bus, name, word, bits):
     """A `queue_memory` that follows one register on the bus."""
     memory = queue_memory(m, config, name, bits)
     write = memory.write_port()
@@ -233,7 +232,7 @@ class RingSlots(wiring.Component):
         with m.If(enable):
             m.d.sync += enabled.bit_select(queue, 1).eq(1)
 
-        sizes = _bus_memory(m, config, self.bus, "sizes", f"{ring}_size", _LOG2_BITS)
+        sizes = bus_memory(m, config, self.bus, "sizes", f"{ring}_size", LOG2_BITS)
         # Free-running counts per queue: claims, claims given back, slots used, slots consumed.
         claimed = queue_memory(m, config, "claimed", 16)
         returned = queue_memory(m, config, "returned", 16)
@@ -294,162 +293,3 @@ class RingSlots(wiring.Component):
             self.idle.eq(refused.idle),
         ]
         return m
-
-
-class EntryWriter(wiring.Component):
-    """Writes ring entries to host memory, in order, and says when they have arrived.
-
-    Latency: 5 cycles from `i` to the write request, and up to `PATIENCE` more for an
-    entry in the lower half of a beat that has no neighbour yet. Throughput: one entry per
-    cycle, in half a beat each when they are neighbours. `write.request` is registered.
-    Overflow: stalls `i` when `config.writes` writes wait for their answers. Reset: forgets.
-
-    Parameters
-    ----------
-    config : NicConfig
-    ring : "rx_completion" or "event"
-
-    Members
-    -------
-    bus : In(QueueBus())
-    i : In(stream.Signature(RingEntry))
-    write : Out(WritePort())
-    posted : Out(Posted)
-        The bus has answered, well or badly: a refused write is counted where the bus is,
-        and the host finds no new entry.
-    idle : Out(1)
-    """
-
-    PATIENCE = 4
-
-    def __init__(self, config, ring):
-        if ring not in ("rx_completion", "event"):
-            raise ValueError(f"ring must be 'rx_completion' or 'event', not {ring!r}")
-        self._config, self._ring = config, ring
-        super().__init__(
-            {
-                "bus": In(QueueBus()),
-                "i": In(stream.Signature(RingEntry)),
-                "write": Out(WritePort()),
-                "posted": Out(Posted),
-                "idle": Out(1),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        config, ring = self._config, self._ring
-        sizes = _bus_memory(m, config, self.bus, "sizes", f"{ring}_size", _LOG2_BITS)
-        lows = _bus_memory(m, config, self.bus, "lows", f"{ring}_base_low", 32)
-        highs = _bus_memory(m, config, self.bus, "highs", f"{ring}_base_high", 32)
-
-        # Stage 1: look up the ring. Stage 2: phase and offset. Stage 3: address.
-        stage = [Signal(RingEntry, name=f"entry{k}", reset_less=True) for k in (1, 2, 3)]
-        valid = [Signal(name=f"valid{k}") for k in (1, 2, 3)]
-        go = [Signal(name=f"go{k}") for k in (1, 2, 3)]
-        size = Signal(_LOG2_BITS, reset_less=True)
-        base = [Signal(64, name=f"base{k}", reset_less=True) for k in (1, 2)]
-        offset = Signal(20, reset_less=True)
-        address = Signal(64, reset_less=True)
-        take = Signal()  # from stage 3
-        ports = [memory.read_port(domain="comb") for memory in (sizes, lows, highs)]
-        m.d.comb += [port.addr.eq(self.i.payload.queue) for port in ports]
-        m.d.comb += [
-            go[2].eq(~valid[2] | take),
-            go[1].eq(~valid[1] | go[2]),
-            go[0].eq(~valid[0] | go[1]),
-            self.i.ready.eq(go[0]),
-        ]
-        with m.If(go[0]):
-            m.d.sync += [
-                valid[0].eq(self.i.valid),
-                stage[0].eq(self.i.payload),
-                size.eq(ports[0].data),
-                base[0].eq(Cat(ports[1].data, ports[2].data)),
-            ]
-        with m.If(go[1]):
-            wrapped = Cat(stage[0].index[k] & (size > k) for k in range(16))
-            m.d.sync += [
-                valid[1].eq(valid[0]),
-                stage[1].eq(stage[0]),
-                stage[1].entry[-1].eq(~stage[0].index.bit_select(size, 1)),
-                base[1].eq(base[0]),
-                offset.eq(wrapped << (ENTRY_BYTES.bit_length() - 1)),
-            ]
-        with m.If(go[2]):
-            m.d.sync += [valid[2].eq(valid[1]), stage[2].eq(stage[1]), address.eq(base[1] + offset)]
-
-        done = self._pair(m, stage[2], valid[2], address, take)
-        m.d.comb += self.idle.eq(~self.i.valid & ~Cat(valid).any() & done)
-        return m
-
-    def _pair(self, m, entry, valid, address, take):
-        """Hold an entry until its neighbour, another entry or the end of patience comes.
-
-        Returns whether nothing is held and every write is answered.
-        """
-        held = Signal(RingEntry, reset_less=True)
-        held_address = Signal(64, reset_less=True)
-        held_valid = Signal()
-        patience = Signal(range(self.PATIENCE + 1))
-        m.submodules.unanswered = unanswered = StreamFifo(
-            data.StructLayout({"queue": QUEUE_BITS, "index": 16}), self._config.writes, kind="block"
-        )
-        out = Signal(WriteBeat, reset_less=True)
-        out_valid = Signal()
-        upper, mate, leave, room = Signal(), Signal(), Signal(), Signal()
-        m.d.comb += [
-            self.write.request.payload.eq(out),
-            self.write.request.valid.eq(out_valid),
-            upper.eq(held.index[0]),  # rings start on a multiple of 64
-            mate.eq(
-                valid
-                & ~upper
-                & (entry.queue == held.queue)
-                & (entry.index == Cat(C(1, 1), held.index[1:]))
-            ),
-            room.eq((~out_valid | self.write.request.ready) & unanswered.i.ready),
-            leave.eq(held_valid & room & (upper | valid | (patience == 0))),
-            take.eq(valid & (~held_valid | leave)),
-            unanswered.i.valid.eq(leave),
-            unanswered.i.payload.queue.eq(held.queue),
-            unanswered.i.payload.index.eq(held.index + 1 + mate),
-        ]
-        with m.If(self.write.request.ready):
-            m.d.sync += out_valid.eq(0)
-        with m.If(leave):
-            both = Cat(held.entry, Mux(mate, entry.entry, held.entry))
-            half = ENTRY_BYTES
-            m.d.sync += [
-                out_valid.eq(1),
-                out.address.eq(Cat(C(0, 6), held_address[6:])),
-                out.length.eq(0),
-                out.last.eq(1),
-                out.data.eq(both),
-                out.strobe.eq(Cat((~upper).replicate(half), (upper | mate).replicate(half))),
-                held_valid.eq(0),
-            ]
-        with m.If(take & ~(leave & mate)):
-            m.d.sync += [
-                held.eq(entry),
-                held_address.eq(address),
-                held_valid.eq(1),
-                patience.eq(self.PATIENCE),
-            ]
-        with m.Elif(patience != 0):
-            m.d.sync += patience.eq(patience - 1)
-
-        # Answers may come before the record of their write stands on the FIFO's output.
-        answers = Signal(range(self._config.writes + 4))
-        pop = Signal()
-        m.d.comb += [
-            pop.eq((answers != 0) & unanswered.o.valid),
-            unanswered.o.ready.eq(answers != 0),
-        ]
-        m.d.sync += [
-            answers.eq(answers + self.write.response.valid - pop),
-            self.posted.valid.eq(pop),
-            self.posted.queue.eq(unanswered.o.payload.queue),
-            self.posted.index.eq(unanswered.o.payload.index),
-        ]
-        return ~held_valid & ~out_valid & (unanswered.level == 0) & ~self.posted.valid

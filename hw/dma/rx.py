@@ -30,8 +30,9 @@ from ..stream.width import Upsizer
 from .axi import ReadPort, WritePort
 from .completions import RxComplete
 from .descriptors import DescriptorFetch
+from .entry_writer import EntryWriter
 from .events import DoorbellEvents, EventArbiter, EventRequest
-from .ring import EntryWriter, Posted
+from .ring import Posted
 from .rx_allocate import TAKE, RxAllocate, RxRecord
 from .rx_write import RxWrite
 

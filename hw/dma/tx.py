@@ -16,17 +16,17 @@ must be discarded; a command with one does not leave at all.
 * Reset: forgets everything; what the bus still owes must have been waited for (`hold`, `idle`).
 """
 
+from acceltcp.abi.messages import COMMAND, EventType, Status
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
-
-from acceltcp.abi.messages import COMMAND, EventType, Status
 
 from ..config import AXI_BYTES, NicConfig
 from ..counts import counts_layout
 from ..csr.bus import QueueBus
 from ..packet.meta import TxMeta
 from ..stream.beat import BeatLayout, packet_stream
+from ..stream.buffer import SkidBuffer
 from ..stream.fifo import StreamFifo
 from .axi import ReadPort
 from .descriptors import DescriptorFetch
@@ -173,7 +173,10 @@ class TxDma(wiring.Component):
         m.d.sync += free.eq(free - feed.claim + (leave.o.valid & leave.o.ready))
 
         # Events of jobs come first; refused doorbells take a gap.
-        refused = fetch.doorbell_error
+        # (The buffer keeps the long path through `feed` out of the doorbells.)
+        m.submodules.refusals = refusals = SkidBuffer(fetch.doorbell_error.p.shape())
+        connect(m, fetch=fetch.doorbell_error, refusals=refusals.i)
+        refused = refusals.o
         m.d.comb += [
             feed.events.ready.eq(events.i.ready),
             refused.ready.eq(events.i.ready & ~feed.events.valid),
@@ -212,7 +215,7 @@ class TxDma(wiring.Component):
         quiet = (
             read.idle & ~schedule.pop.valid & (room == beats) & (free == EXIT_BEATS) & (jobs.level == 0)
         )  # fmt: skip
-        told = (meta.level == 0) & (leaving.level == 0) & (events.level == 0)
+        told = (meta.level == 0) & (leaving.level == 0) & (events.level == 0) & ~refused.valid
         m.d.comb += [
             self.idle.eq(fetch.idle & quiet & told),
             self.busy.eq(~self.idle | fetch.busy | fetch.pending.any()),

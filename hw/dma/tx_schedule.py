@@ -3,7 +3,7 @@
 Queues with buffered descriptors take turns, round robin; a queue's turn is up to 8
 descriptors. A queue that has the NIC to itself goes on without a pause.
 
-* Latency: 4 cycles from `pending` to the first pop.
+* Latency: 5 cycles from `pending` to the first pop.
 * Throughput: one pop per cycle within a turn and between full turns; a turn that ends because the
   queue ran empty costs one cycle.
 * Registered: nothing on `pop`; `pop.valid` comes from flip-flops through one multiplexer.
@@ -52,22 +52,29 @@ class TxSchedule(wiring.Component):
         queue = Signal(QUEUE_BITS)
         left = Signal(range(TURN), init=TURN - 1)
         here, offered, turn_over, change = Signal(), Signal(), Signal(), Signal()
-        wanted = self.pending.bit_select(picker.index, 1)
+        # Who is next, kept ready: so the end of a turn does not reach into the picker.
+        waiting, waiting_queue = Signal(), Signal(QUEUE_BITS, reset_less=True)
+        wanted = Signal()
         m.d.comb += [
             picker.requests.eq(self.pending),
+            picker.take.eq(~waiting),
             here.eq(self.pending.bit_select(queue, 1)),
+            wanted.eq(self.pending.bit_select(waiting_queue, 1)),
             self.pop.p.queue.eq(queue),
             self.pop.valid.eq(here & (~self.hold | offered)),
             turn_over.eq(~here | (self.pop.valid & self.pop.ready & (left == 0))),
-            change.eq(turn_over & picker.valid & wanted),
-            # A pick whose queue has run empty meanwhile is thrown away.
-            picker.take.eq(change | ~wanted),
+            change.eq(turn_over & waiting & wanted),
         ]
         m.d.sync += offered.eq(self.pop.valid & ~self.pop.ready)
+        with m.If(~waiting):
+            m.d.sync += [waiting.eq(picker.valid), waiting_queue.eq(picker.index)]
+        with m.Elif(change | ~wanted):
+            # A pick whose queue has run empty meanwhile is thrown away.
+            m.d.sync += waiting.eq(0)
         with m.If(turn_over):
             m.d.sync += left.eq(TURN - 1)
         with m.Elif(self.pop.valid & self.pop.ready):
             m.d.sync += left.eq(left - 1)
         with m.If(change):
-            m.d.sync += queue.eq(picker.index)
+            m.d.sync += queue.eq(waiting_queue)
         return m

@@ -535,7 +535,7 @@ struct Shell {
             if (!sent.empty()) reason |= SHELL_TX;
             if (!irqs.empty()) reason |= SHELL_IRQ;
             if (calm >= settle && quiet()) reason |= SHELL_IDLE;
-            if (!ticks) reason |= SHELL_TICKED;
+            if (!ticks && stop & SHELL_STOP_TICKED) reason |= SHELL_TICKED;
             if (i >= max_cycles) reason |= SHELL_LIMIT;
             if (reason & (wanted | SHELL_LIMIT)) return reason;
             cycle();

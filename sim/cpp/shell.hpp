@@ -21,7 +21,7 @@ enum ShellReason : uint32_t {
     SHELL_TX = 2,     // a frame waits in shell_tx()
     SHELL_IRQ = 4,    // a vector waits in shell_irq()
     SHELL_LIMIT = 8,  // max_cycles have passed
-    SHELL_TICKED = 16,  // all ticks have been given
+    SHELL_TICKED = 16,  // all ticks have been given (only if asked for)
 };
 
 // What shell_run() stops for, beside max_cycles; a set of bits.

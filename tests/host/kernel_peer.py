@@ -10,16 +10,20 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
+import http.client as http_client
 import os
 import random
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import acceltcp.host
+from acceltcp.apps.http import HttpServer
 from acceltcp.host import Connection, Nic, TcpSettings
 from acceltcp.host.device import Device
 
@@ -198,6 +202,57 @@ async def many(nic: Nic) -> None:
     assert nic.endpoint.stats["failed"] == 0, nic.endpoint.stats
 
 
+async def http(nic: Nic) -> None:
+    """A browser's questions, and a few that no browser asks."""
+
+    def get(path: str, method: str = "GET", connection: http_client.HTTPConnection | None = None):  # type: ignore[no-untyped-def]
+        link = connection or http_client.HTTPConnection(V4, 8080, timeout=20)
+        link.request(method, path)
+        response = link.getresponse()
+        return response, response.read()
+
+    def raw(data: bytes) -> bytes:
+        with socket.create_connection((V6, 8080), timeout=20) as link:
+            link.sendall(data)
+            return link.makefile("rb").readline()
+
+    def questions(folder: Path) -> None:
+        link = http_client.HTTPConnection(V4, 8080, timeout=20)
+        for _ in range(3):  # one connection
+            response, body = get("/big.bin", connection=link)
+            assert response.status == 200 and body == pattern(500_000), len(body)
+        response, body = get("/")
+        assert b"a%20b.txt" in body and b"&lt;x&gt;" in body and response.headers["Content-Type"].startswith("text/html")
+        assert get("/a%20b.txt")[1] == b"spaces"
+        assert get("/sub")[0].status == 301 and get("/sub")[0].headers["Location"] == "/sub/"
+        assert get("/sub/")[1] == b"<p>index"
+        response, body = get("/big.bin", "HEAD")
+        assert response.headers["Content-Length"] == "500000" and body == b""
+        for path in ("/nothing", "/../secret", "/%2e%2e/secret", "/link", "/a%00b", "//secret"):
+            assert get(path)[0].status == 404, path
+        assert get("/", "POST")[0].status == 405
+        assert b" 400 " in raw(b"nonsense\r\n\r\n")
+        assert b" 400 " in raw(b"GET / HTTP/1.1\r\n\r\n")
+        assert b" 400 " in raw(b"GET / HTTP/1.1\r\nHost : x\r\n\r\n")
+        assert b" 505 " in raw(b"GET / HTTP/2.0\r\n\r\n")
+        assert b" 413 " in raw(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabcde")
+        assert b" 431 " in raw(b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000)
+        assert b" 200 " in raw(b"GET / HTTP/1.0\r\n\r\n")
+
+    with tempfile.TemporaryDirectory() as name:
+        outside = Path(name)
+        (outside / "secret").write_text("secret")
+        folder = outside / "www"
+        (folder / "sub").mkdir(parents=True)
+        (folder / "sub" / "index.html").write_text("<p>index")
+        (folder / "a b.txt").write_text("spaces")
+        (folder / "<x>").write_text("")
+        (folder / "link").symlink_to(outside / "secret")
+        (folder / "big.bin").write_bytes(pattern(500_000))
+        await nic.listen(8080, HttpServer(folder).handle)
+        await asyncio.to_thread(questions, folder)
+
+
 async def closed_port(nic: Nic) -> None:
     started = time.monotonic()
     try:
@@ -239,6 +294,7 @@ SCENARIOS: dict[str, tuple[float, float, Callable[[Nic], Awaitable[None]]]] = {
     "slow-reader": (0, 0, lambda nic: in_thread(client_slow_reader)),
     "ping": (0, 0, lambda nic: in_thread(client_ping)),
     "many": (0, 0, many),
+    "http": (0, 0, http),
     "closed-port": (0, 0, closed_port),
     "aborts": (0, 0, aborts),
 }

@@ -21,6 +21,7 @@ def report(lut=30_000, levels=9, **changes):
             "[odd]": Figures(Usage(lut_sites=50, lut=50), []),
         },
         "seconds": {"export": 1.234, "whole core": 61},
+        "cpu_seconds": {"export": 1.0, "whole core": 58.04},
         "tool": "Yosys",
     }
     return Report(**{**fields, **changes})
@@ -32,6 +33,7 @@ def test_json_has_all_figures():
     assert plain["total"]["paths"][0]["start"] == "a[0]"
     assert plain["stages"]["small"]["lut"] == 5 and plain["stages"]["[odd]"]["levels"] == 0
     assert plain["seconds"] == {"export": 1.2, "whole core": 61}
+    assert plain["cpu_seconds"] == {"export": 1.0, "whole core": 58.0}
     assert plain["config"] == {"width": 64}
 
 
@@ -55,7 +57,7 @@ def test_text_is_a_table_with_the_largest_stage_first():
     assert text.index("[odd]") < text.index("small") < text.index("whole core, flattened")
     assert "9 +2 carry" in text and "30,000" in text and "50.0% of 60,000 LUT" in text
     assert "a[0] -> b[1] (D)" in text and "LUT6 x" in text
-    assert "whole core 61 s" in text
+    assert "whole core 61 s (58 s of processor)" in text
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 140
 

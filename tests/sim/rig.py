@@ -12,6 +12,7 @@ from typing import Any
 
 from acceltcp.abi import vfio_user as vfio
 from acceltcp.abi.vfio_user import Command, HeaderFlag
+
 from sim.device import Shell
 from sim.server import PciDevice, Server
 from sim.simulator import Clock, Nic, Simulator
@@ -87,7 +88,7 @@ class Rig:
         self.simulator.close()
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An error reply."""
 
     def __init__(self, errno: int) -> None:
@@ -134,14 +135,14 @@ class Client:
         return header, self.exactly(header.size - vfio.HEADER_BYTES)
 
     def request(self, command: int, payload: bytes = b"", fds: list[int] | None = None) -> bytes:
-        """Send and wait: the payload of the reply. Raises `Refusal`."""
+        """Send and wait: the payload of the reply. Raises `RefusalError`."""
         msg_id = self.post(command, payload, fds)
         header, body = self.reply()
         assert (header.msg_id, header.command) == (msg_id, command)
         assert header.flags & HeaderFlag.TYPE_MASK == HeaderFlag.REPLY
         if header.flags & HeaderFlag.ERROR:
             assert not body
-            raise Refusal(header.error)
+            raise RefusalError(header.error)
         return body
 
     def read(self, region: int, offset: int, count: int) -> bytes:
@@ -160,7 +161,9 @@ class Client:
     def write32(self, offset: int, value: int) -> None:
         self.write(0, offset, struct.pack("<I", value))
 
-    def map(self, address: int, size: int, fd: int | None, flags: int = 3, offset: int = 0, argsz: int = 32) -> None:
+    def map(
+        self, address: int, size: int, fd: int | None, flags: int = 3, offset: int = 0, argsz: int = 32
+    ) -> None:
         request = vfio.DmaMap(argsz, flags, offset, address, size).pack()
         self.request(Command.DMA_MAP, request, None if fd is None else [fd])
 
@@ -169,7 +172,14 @@ class Client:
         assert self.request(Command.DMA_UNMAP, request) == request
 
     def set_irqs(
-        self, flags: int, start: int, count: int, *, fds: list[int] | None = None, data: bytes = b"", index: int = 2
+        self,
+        flags: int,
+        start: int,
+        count: int,
+        *,
+        fds: list[int] | None = None,
+        data: bytes = b"",
+        index: int = 2,
     ) -> None:
         request = vfio.IrqSet(20 + len(data), flags, index, start, count).pack() + data
         assert self.request(Command.DEVICE_SET_IRQS, request, fds) == b""
@@ -183,4 +193,4 @@ def plain_nic(path: Path, device: Any) -> Server:
     return Server(path, PciDevice(device, QUEUES))
 
 
-__all__ = ["QUEUES", "VERSION", "Client", "FakeDevice", "NullWire", "Refusal", "Rig", "plain_nic"]
+__all__ = ["QUEUES", "VERSION", "Client", "FakeDevice", "NullWire", "RefusalError", "Rig", "plain_nic"]

@@ -38,7 +38,9 @@ class Memory:
         self.pointer = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
 
 
-def bus(shell: Shell, address: int, command: int, beats: int = 1, strobe: int = 0xFFFF, pattern: int = 0) -> int:
+def bus(
+    shell: Shell, address: int, command: int, beats: int = 1, strobe: int = 0xFFFF, pattern: int = 0
+) -> int:
     """One burst by the stand-in; the worst response."""
     shell.write(ADDRESS, address & 0xFFFF_FFFF)
     shell.write(ADDRESS + 4, address >> 32)
@@ -208,9 +210,7 @@ def test_write_strobes(shell: Shell, strobe: int) -> None:
     memory.map[:] = b"\xee" * 4096
     shell.map_pointer(0, 4096, memory.pointer)
     assert bus(shell, 0x40, 2, strobe=strobe, pattern=0x44332211) == 0
-    want = bytes(
-        (0x11, 0x22, 0x33, 0x44)[i % 4] if strobe >> i % 16 & 1 else 0xEE for i in range(64)
-    )
+    want = bytes((0x11, 0x22, 0x33, 0x44)[i % 4] if strobe >> i % 16 & 1 else 0xEE for i in range(64))
     assert memory.map[64:128] == want
 
 

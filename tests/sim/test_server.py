@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from acceltcp.abi import pci
 from acceltcp.abi import vfio_user as vfio
-from acceltcp.abi.vfio_user import Command, IrqSetFlag, Region
+from acceltcp.abi.vfio_user import Command, IrqSetFlag
+
 from sim.server import Server, SocketInUseError
-from tests.sim.rig import QUEUES, VERSION, Client, FakeDevice, Refusal, Rig, plain_nic
+from tests.sim.rig import QUEUES, VERSION, Client, FakeDevice, RefusalError, Rig, plain_nic
 
 MAGIC = int.from_bytes(b"ATCP", "little")
 SCRATCH, ADDRESS, PATTERN, COMMAND, FIRST, WORST, BUSY = 0x1C, 0x40, 0x48, 0x4C, 0x50, 0x54, 0x58
@@ -45,7 +45,7 @@ def client(rig: Rig) -> Iterator[Client]:
 
 
 def refused(number: int, function: object, *arguments: object, **keywords: object) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(RefusalError) as caught:
         function(*arguments, **keywords)  # type: ignore[operator]
     assert caught.value.errno == number, os.strerror(caught.value.errno)
 
@@ -319,7 +319,12 @@ def test_dma_directions(client: Client) -> None:
     client.map(0, 4096, fd, flags=1)
     client.map(0x1000, 4096, fd, flags=2, offset=4096)
     os.close(fd)
-    assert [bus(client, 0, 1), bus(client, 0, 2), bus(client, 0x1000, 1), bus(client, 0x1000, 2, 7)] == [0, 2, 2, 0]
+    assert [bus(client, 0, 1), bus(client, 0, 2), bus(client, 0x1000, 1), bus(client, 0x1000, 2, 7)] == [
+        0,
+        2,
+        2,
+        0,
+    ]
     assert map_[:4096] == bytes(4096)
     assert map_[4096] == 7
 

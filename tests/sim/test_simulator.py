@@ -125,15 +125,17 @@ def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from sim.cache import build_once\n"
         "target = Path(sys.argv[1])\n"
-        "def build(d): time.sleep(0.3); (d / target.name).write_text('built')\n"
+        "def build(d): print('building'); time.sleep(0.3); (d / target.name).write_text('built')\n"
         "print(build_once(target, build).read_text())\n"
     )
     processes = [
         subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    assert [process.communicate(timeout=20)[0] for process in processes] == ["built\n"] * 2
-    assert [path.name for path in target.parent.iterdir()] == [target.name]
+    said = sorted(process.communicate(timeout=20)[0] for process in processes)
+    assert said == ["building\nbuilt\n", "built\n"]
+    assert [path.name for path in target.parent.glob("[!.]*")] == [target.name]
+    assert not list(target.parent.glob(".*.part"))
 
     def never(_: Path) -> None:
         raise AssertionError("built twice")
@@ -148,4 +150,4 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="no"):
         build_once(tmp_path / "thing", fail)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".thing.lock"]

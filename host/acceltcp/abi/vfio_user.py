@@ -370,7 +370,10 @@ def command_message(msg_id: int, command: int, payload: bytes = b"", *, no_reply
 
 def reply_message(command: Header, payload: bytes = b"") -> bytes:
     """The whole successful reply to a command."""
-    return Header(command.msg_id, command.command, HEADER_BYTES + len(payload), HeaderFlag.REPLY).pack() + payload
+    return (
+        Header(command.msg_id, command.command, HEADER_BYTES + len(payload), HeaderFlag.REPLY).pack()
+        + payload
+    )
 
 
 def error_message(command: Header, errno: int) -> bytes:

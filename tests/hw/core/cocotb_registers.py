@@ -169,6 +169,7 @@ async def clocks(dut):
 @core_test()
 async def counters_start_at_zero_and_count(dut):
     tb = await TB.start(dut)
+    await tb.settle()
     everything = await tb.counters()
     moved = {name: value for name, value in everything.items() if value}
     # Enabling the queue has made the NIC fetch buffers, nothing else has happened.

@@ -312,14 +312,14 @@ async def flood(dut):
     tb = await TB.start(dut)
     listener = await tb.listen()
     await tb.settle()
-    before, written = await tb.counters("setup_syn", "setup_syn_ack", "setup_drop_busy"), tb.bus.writes
+    before, written = await tb.counters("setup_syn", "setup_syn_ack", "setup_drop_busy", "rx_drop_full"), tb.bus.writes
     pairs = [(client, client.syn()) for client in clients(tb, 120)]
     epoch, ts_clock = await tb.clocks()
     for _, syn in pairs:
         tb.rx[0].send(syn)
     await tb.rx[0].wait()
     moved = await tb.changes(before)
-    assert moved["setup_syn"] == len(pairs) == moved["setup_syn_ack"] + moved.get("setup_drop_busy", 0)
+    assert moved["setup_syn"] == len(pairs) == moved["setup_syn_ack"] + moved.get("setup_drop_busy", 0), moved
     assert tb.bus.writes == written
     expected = [syn_ack(syn, listener, secret=SECRET, epoch=epoch, ts_clock=ts_clock) for _, syn in pairs]
     got = list(tb.tx[0].frames)

@@ -156,7 +156,7 @@ async def untouched_without_flags(dut):
 
 @core_test()
 async def events_in_order(dut):
-    """Flagged frames, commands and errors give their events in the order of the ring; others none."""
+    """Frames' events come in the order of the ring, and so do commands', each after all that stood before it."""
     tb = await TB.start(dut)
     queue = tb.queues[0]
     nop = LISTEN_COMMAND.pack(opcode=CommandOpcode.NOP, tag=77)
@@ -181,8 +181,14 @@ async def events_in_order(dut):
         expected.append((EventType.COMMAND_DONE, Status.OK, last, 77))
         await queue.ring_tx()
         events = await queue.take_events(len(expected))
-        assert [(e["type"], e["status"], e["index"], e["tag"]) for e in events] == expected
+        got = [(e["type"], e["status"], e["index"], e["tag"]) for e in events]
         assert all(e["queue"] == 0 and not e["overflow"] for e in events)
+        for commands in (False, True):
+            of_kind = [one for one in expected if (one[0] == EventType.COMMAND_DONE) == commands]
+            assert [one for one in got if (one[0] == EventType.COMMAND_DONE) == commands] == of_kind
+        for at, (kind, *_) in enumerate(expected):
+            if kind == EventType.COMMAND_DONE:
+                assert set(expected[:at]) <= set(got[: got.index(expected[at])]), "a command is a fence"
         assert await tb.frames(len(frames)) == [pad(frame) for frame in frames]
     await tb.end()
 

@@ -164,10 +164,8 @@ class Queue:
         await self.set_up()
         await self.write("control", 1)
         await self.tb.until(self.has_state, QueueState.ENABLED)
-        for _ in range(buffers):
-            self.post(size)
         if buffers:
-            await self.ring_rx()
+            await self.refill(buffers, size)
         return self
 
     async def state(self) -> dict[str, int]:
@@ -238,9 +236,11 @@ class Queue:
         return received
 
     async def refill(self, count: int, size: int = 2048) -> None:
+        """Post buffers, and give the NIC the time to fetch their descriptors."""
         for _ in range(count):
             self.post(size)
         await self.ring_rx()
+        await self.tb.rest(20)
 
     # Sending
 
@@ -343,9 +343,9 @@ class Queue:
             await with_timeout(wait(), within_us, "us")
         except SimTimeoutError:
             raise AssertionError(
-                f"queue {self.number}: no {what} within {within_us} us; "
-                f"{len(self.received)} completions and {len(self.events)} events are here: "
-                f"{[r.completion for r in self.received]} {list(self.events)}"
+                f"queue {self.number}: no {what} within {within_us} us; {len(self.received)} completions and "
+                f"{len(self.events)} events are here, the last ones: "
+                f"{[r.completion for r in self.received][-2:]} {list(self.events)[-3:]}"
             ) from None
 
     def assert_quiet(self) -> None:

@@ -17,20 +17,20 @@ import pytest
 
 from hw.config import NicConfig
 
-from .build import TOP, CoreRunner, build
+from .build import TOP_MODULE, CoreRunner, build
 
-SMALL = {"queues": 4, "listeners": 8, "packets": 32, "descriptors": 16, "read_beats": 64, "writes": 16}
-"""Small tables, so that full ones are met, and builds are quick."""
+SMALL = {"queues": 4, "listeners": 8, "descriptors": 64, "read_beats": 64, "writes": 16}
+"""Small tables, so that full ones are met, and builds are quick. `packets` must outlast the latency of the verdict."""
 
 CONFIGS = {
     "width64": NicConfig(
-        width=64, queues=8, rx_buffer_beats=512, tx_buffer_beats=512, packets=64, descriptors=32, writes=32
+        width=64, queues=8, rx_buffer_beats=512, tx_buffer_beats=512, packets=256, descriptors=64, writes=32
     ),
-    "width32": NicConfig(width=32, rx_buffer_beats=128, tx_buffer_beats=128, max_frame=1514, **SMALL),
+    "width32": NicConfig(width=32, rx_buffer_beats=128, tx_buffer_beats=128, max_frame=1514, packets=128, **SMALL),
     "width8": NicConfig(
-        width=8, rx_buffer_beats=512, tx_buffer_beats=512, max_frame=1514, pipelined_hash=False, **SMALL
+        width=8, rx_buffer_beats=512, tx_buffer_beats=512, max_frame=1514, packets=32, pipelined_hash=False, **SMALL
     ),
-    "ports2": NicConfig(width=64, ports=2, rx_buffer_beats=64, tx_buffer_beats=64, max_frame=1514, **SMALL),
+    "ports2": NicConfig(width=64, ports=2, rx_buffer_beats=64, tx_buffer_beats=64, max_frame=1514, packets=256, **SMALL),
 }
 MODULES = (
     "registers", "listen", "setup", "rx", "tx", "bad_frames", "bad_host", "pressure", "interrupts", "random",
@@ -57,7 +57,7 @@ def test_core(config: str, module: str, tmp_path: Path) -> None:
     with contextlib.suppress(RuntimeError, SystemExit):
         runner.test(
             test_module=f"tests.hw.core.cocotb_{module}",
-            hdl_toplevel=TOP,
+            hdl_toplevel=TOP_MODULE,
             hdl_toplevel_lang="verilog",
             build_dir=folder,
             test_dir=tmp_path,

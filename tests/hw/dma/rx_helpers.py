@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from acceltcp.abi.registers import QUEUE
 from amaranth import Signal, Value
 from amaranth.back import verilog
 from amaranth.lib import data
 
-from acceltcp.abi.registers import QUEUE
 from hw.csr.bus import queue_word
 
 __all__ = ["converts", "enable", "strobes", "write"]

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from acceltcp.abi.messages import EVENT, RX_COMPLETION, RX_FREE
 from amaranth import Module, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from acceltcp.abi.messages import EVENT, RX_COMPLETION, RX_FREE
 from hw.config import NicConfig
 from hw.csr.bus import QueueBus
 from hw.dma.axi import AxiMasterSignature
@@ -294,7 +294,7 @@ class Rig:
         parts = (self.dut.rx, self.dut.events)
         names = [(part, name) for part in parts for name, _ in part.counts.shape()]
         async for _, _, *values in ctx.tick().sample(*(part.counts[name] for part, name in names)):
-            for (_, name), value in zip(names, values):
+            for (_, name), value in zip(names, values, strict=True):
                 if value:
                     self.counts[name] = self.counts.get(name, 0) + value
 

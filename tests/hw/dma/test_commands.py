@@ -6,9 +6,6 @@ from __future__ import annotations
 import random
 
 import pytest
-from amaranth import Value
-from amaranth.lib import data
-
 from acceltcp.abi.messages import (
     COMMAND,
     LISTEN_COMMAND,
@@ -16,6 +13,9 @@ from acceltcp.abi.messages import (
     EventType,
     Status,
 )
+from amaranth import Value
+from amaranth.lib import data
+
 from hw.config import NicConfig
 from hw.dma.commands import Commands
 from hw.dma.events import EventRequest
@@ -78,7 +78,7 @@ def test_random_commands(seed: int) -> None:
     async def get(ctx):
         events = await collect(ctx, dut.events, len(posted), go(2))
         left = iter(answers)
-        for (queue, index, octets, status, reaches), raw in zip(posted, events):
+        for (queue, index, octets, status, reaches), raw in zip(posted, events, strict=True):
             got = data.Const(EventRequest, raw)
             value = 0
             if reaches:

@@ -3,14 +3,14 @@
 import random
 
 import pytest
+from acceltcp.abi.messages import RX_COMPLETION, EventType, Status
 from amaranth import Value
 from amaranth.lib import data
+
 from hw.dma.completions import RxComplete
 from hw.dma.events import EventRequest
 from hw.dma.ring import RingEntry
 from hw.dma.rx_allocate import RxRecord
-
-from acceltcp.abi.messages import RX_COMPLETION, EventType, Status
 from tests.hw.simulate import always, collect, feed, run, sometimes
 
 from .rx_helpers import converts
@@ -48,7 +48,7 @@ def simulate(records, answers, *, slow=always, watch=()):
     async def count(ctx):
         names = [name for name, _ in dut.counts.shape()]
         async for _, _, *now in ctx.tick().sample(*(dut.counts[name] for name in names)):
-            for name, value in zip(names, now):
+            for name, value in zip(names, now, strict=True):
                 counts[name] = counts.get(name, 0) + value
 
     async def tail(ctx):
@@ -77,13 +77,13 @@ def test_random(seed):
         expected.append((final, 0 if final else length))
     slow = sometimes(seed, 0.6) if seed else always
     entries, events, counts = simulate(records, [int(a) for a in answers], slow=slow)
-    for record, (status, length), (queue, index, entry) in zip(records, expected, entries):
+    for record, (status, length), (queue, index, entry) in zip(records, expected, entries, strict=True):
         assert (queue, index, entry["tag"]) == (record[0], record[1], record[3])
         assert (entry["status"], entry["length"]) == (status, length)
     told = [(e.queue, e.event.queue, e.event.tag, e.event.status, e.event.type) for e in events]
     assert told == [
         (record[0], record[0], record[3], status, EventType.RX_ERROR)
-        for record, (status, _) in zip(records, expected)
+        for record, (status, _) in zip(records, expected, strict=True)
         if status
     ]
     good = [length for status, length in expected if not status]

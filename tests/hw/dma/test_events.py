@@ -1,15 +1,14 @@
-# amaranth: UnusedElaboratable=no
 """Events: order, phase, overflow, many sources, doorbells."""
 
 import random
 from functools import partial
 
 import pytest
+from acceltcp.abi.messages import EVENT, EventType, Status
 from amaranth import Value
+
 from hw.config import NicConfig
 from hw.dma.events import DoorbellEvents, EventArbiter, EventWriter
-
-from acceltcp.abi.messages import EVENT, EventType, Status
 from tests.hw.simulate import feed, run, sometimes
 
 from .memory import Memory, Traffic, serve_writes
@@ -26,7 +25,7 @@ class Host:
     """Reads the event rings of a memory that was zero."""
 
     def __init__(self, memory, logs):
-        self.memory, self.logs, self.heads = memory, logs, {q: 0 for q in logs}
+        self.memory, self.logs, self.heads = memory, logs, dict.fromkeys(logs, 0)
 
     def new(self, queue):
         base, log2 = self.logs[queue]
@@ -47,7 +46,7 @@ def count_into(dut, totals):
     async def watch(ctx):
         names = [name for name, _ in dut.counts.shape()]
         async for _, _, *values in ctx.tick().sample(*(dut.counts[name] for name in names)):
-            for name, value in zip(names, values):
+            for name, value in zip(names, values, strict=True):
                 totals[name] = totals.get(name, 0) + value
 
     return watch

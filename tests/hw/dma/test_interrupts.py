@@ -3,10 +3,10 @@
 import random
 
 import pytest
+from acceltcp.abi.registers import QUEUE
+
 from hw.config import NicConfig
 from hw.dma.interrupts import Interrupts
-
-from acceltcp.abi.registers import QUEUE
 from tests.hw.simulate import run
 
 from .rx_helpers import converts, enable, write

@@ -1,4 +1,3 @@
-# amaranth: UnusedElaboratable=no
 """The AXI master: throughput, order, byte-exact data under stalls, errors and counts."""
 
 import random
@@ -7,9 +6,9 @@ from functools import partial
 import pytest
 from amaranth import Value
 from amaranth.lib import data
+
 from hw.dma.axi import ReadBeat, WriteBeat
 from hw.dma.mux import AxiMaster
-
 from tests.hw.simulate import always, run, sometimes
 
 from .memory import Memory, Traffic, serve_axi_reads, serve_axi_writes
@@ -81,7 +80,7 @@ def counting(dut, totals):
 
     async def watch(ctx):
         async for _, _, *values in ctx.tick().sample(*(dut.counts[name] for name in names)):
-            for name, value in zip(names, values):
+            for name, value in zip(names, values, strict=True):
                 totals[name] = totals.get(name, 0) + value
 
     return watch
@@ -119,7 +118,7 @@ def test_reads_random(seed):
         ],
     )
     errors = 0
-    for bursts, log in zip(wanted, logs):
+    for bursts, log in zip(wanted, logs, strict=True):
         expected = []
         for address, beats in bursts:
             for i in range(beats):

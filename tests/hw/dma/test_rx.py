@@ -4,10 +4,10 @@ import itertools
 import random
 
 import pytest
+from acceltcp.abi.messages import EventType, Status
+
 from hw.config import NicConfig
 from hw.dma.rx import RxDma
-
-from acceltcp.abi.messages import EventType, Status
 from tests.hw.simulate import sometimes
 
 from .rx_helpers import converts, write
@@ -72,12 +72,14 @@ def slow_bus(count, length, shift, **options):
     return rig
 
 
+@pytest.mark.slow
 def test_rate_of_smallest_packets_to_one_queue():
     rig = slow_bus(500, 60, 2)
     speed = rate(rig, 50, 450)
     assert speed > 0.64, f"{speed:.3f} packets per cycle"
 
 
+@pytest.mark.slow
 def test_rate_of_full_packets():
     rig = slow_bus(40, 1514, 2)
     # 24 payload beats each; completions share the bus.
@@ -85,6 +87,7 @@ def test_rate_of_full_packets():
     assert speed > 0.96, f"{speed:.3f} payload beats per cycle"
 
 
+@pytest.mark.slow
 def test_large_packets_across_pages():
     rng = random.Random(11)
     packets = [Packet(i, rng.randbytes(rng.choice((1514, 4096, 4097, 9018, 16128)))) for i in range(12)]

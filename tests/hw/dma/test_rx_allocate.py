@@ -4,13 +4,13 @@ import random
 from collections import deque
 
 import pytest
+from acceltcp.abi.messages import RX_COMPLETION, RX_FREE, Status
 from amaranth import Value
 from amaranth.lib import data
+
 from hw.config import NicConfig
 from hw.dma.descriptors import Popped
 from hw.dma.rx_allocate import RxAllocate, RxPlan, RxRecord
-
-from acceltcp.abi.messages import RX_COMPLETION, RX_FREE, Status
 from tests.hw.simulate import always, feed, run, sometimes
 
 from .rx_helpers import converts, enable
@@ -91,7 +91,7 @@ def simulate(packets, buffers, *, log2=15, on=(0, 1, 2, 3), go=always, out_go=al
         names = [name for name, _ in dut.counts.shape()]
         async for _, _, ended, *now in ctx.tick().sample(dut.ended, *(dut.counts[n] for n in names)):
             seen["ended"] += ended
-            for name, value in zip(names, now):
+            for name, value in zip(names, now, strict=True):
                 seen["counts"][name] = seen["counts"].get(name, 0) + value
 
     run(dut, main, cycles=cycles, background=[fetch.serve, count, *(drain(*s) for s in streams)])

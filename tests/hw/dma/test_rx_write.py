@@ -5,10 +5,10 @@ import random
 import pytest
 from amaranth import Value
 from amaranth.lib import data
+
 from hw.config import NicConfig
 from hw.dma.rx_allocate import RxPlan
 from hw.dma.rx_write import RxWrite
-
 from tests.hw.simulate import always, beats, collect, feed, run, sometimes
 
 from .memory import Memory, Traffic, serve_writes
@@ -99,7 +99,7 @@ def test_every_alignment_of_short_packets():
     rng = random.Random(0)
     jobs = [
         (0x1000 * (i + 1) - 64 + shift, rng.randbytes(length), 0)
-        for i, (shift, length) in enumerate((s, n) for s in range(0, 64) for n in (1, 64, 66))
+        for i, (shift, length) in enumerate((s, n) for s in range(64) for n in (1, 64, 66))
     ]
     memory, _, _ = simulate(jobs)
     for address, octets, _ in jobs:

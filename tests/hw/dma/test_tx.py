@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
+from acceltcp.abi.messages import TX_DESCRIPTOR, EventType, Status, TxFlag, TxOpcode
 from amaranth import Value
 from amaranth.lib import data
 
-from acceltcp.abi.messages import EventType, Status, TX_DESCRIPTOR, TxFlag, TxOpcode
 from hw.config import NicConfig
 from hw.dma.events import EventRequest
 from hw.dma.tx import TxCommand, TxDma

@@ -224,25 +224,25 @@ def test_one_beat_per_cycle() -> None:
     assert check(cases, 64) <= total + 2
 
 
-def test_latency_is_as_stated() -> None:
-    for width in (8, 32, 64):
-        dut = TxChecksum(config(width))
-        case = frame(random.Random(1), 100)
-        cycles = 0
+@pytest.mark.parametrize("width", [8, 32, 64])
+def test_latency_is_as_stated(width: int) -> None:
+    dut = TxChecksum(config(width))
+    case = frame(random.Random(1), 100)
+    cycles = 0
 
-        async def bench(ctx):
-            nonlocal cycles
-            ctx.set(dut.o.ready, 1)
-            ctx.set(Value.cast(dut.meta.payload), case.meta())
-            ctx.set(dut.meta.valid, 1)
-            await feed(ctx, dut.packets, beats(case.given, width))
-            ctx.set(dut.meta.valid, 0)
-            while not ctx.get(dut.o.valid):
-                cycles += 1
-                await ctx.tick()
+    async def bench(ctx):
+        nonlocal cycles
+        ctx.set(dut.o.ready, 1)
+        ctx.set(Value.cast(dut.meta.payload), case.meta())
+        ctx.set(dut.meta.valid, 1)
+        await feed(ctx, dut.packets, beats(case.given, width))
+        ctx.set(dut.meta.valid, 0)
+        while not ctx.get(dut.o.valid):
+            cycles += 1
+            await ctx.tick()
 
-        run(dut, bench)
-        assert cycles + 1 == dut.latency
+    run(dut, bench)
+    assert cycles + 1 == dut.latency
 
 
 def test_converts() -> None:

@@ -137,7 +137,8 @@ def facts_of_frame(frame: bytes, port: int = 0) -> Facts:
     facts = Facts(port=port, length=len(frame))
     ether = Ether(frame[:14])
     facts.dst_mac, facts.src_mac = mac_int(ether.dst), mac_int(ether.src)
-    ethertype, at = ether.type, 14
+    # Not from scapy, which takes a small EtherType for an 802.3 length.
+    ethertype, at = int.from_bytes(frame[12:14], "big"), 14
     if ethertype == EtherType.VLAN and len(frame) >= 18:
         tag = Dot1Q(frame[14:18])
         facts.vlan, facts.vlan_tci = 1, int.from_bytes(frame[14:16], "big")

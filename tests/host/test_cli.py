@@ -1,0 +1,176 @@
+"""The command `acceltcp`: output, exit status, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from acceltcp import __version__, cli
+from acceltcp.apps import tap
+from acceltcp.host import transport
+
+from .fake_device import FakeTransport
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    made = FakeTransport()
+    monkeypatch.setitem(transport.SCHEMES, "fake", lambda spec: made)
+    return made
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"acceltcp {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["info", "--device", "eth0"], "acceltcp: A device is given as SCHEME:"),
+        (["info", "--device", "vfio-user:/nonexistent"], "acceltcp: There is no device at /nonexistent"),
+        (["stats", "--control", "/nonexistent"], "acceltcp: Nobody answers at /nonexistent."),
+        (["echo", "--device", "fake:", "--mac", "zz"], "acceltcp: a MAC address has six bytes"),
+        (["echo", "--device", "fake:", "--address", "1.2.3"], "acceltcp: '1.2.3' does not appear to be"),
+        (["echo", "--device", "fake:", "--port", "99999"], "acceltcp: port must be from 1 to 65535, not 99999"),
+        (["http", "--device", "fake:", "--directory", "/nonexistent"], "acceltcp: No such file or directory: /nonexistent"),
+    ],
+)
+def test_errors_are_sentences(words, message, capsys, fake):
+    assert cli.main(words) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(message) and "Traceback" not in captured.err
+
+
+def test_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(cli._EXTERNAL, "sim", ("no_such_package.cli", "sim", ""))
+    assert cli.main(["sim", "--help"]) == 1
+    assert "pip install 'acceltcp[sim]'" in capsys.readouterr().err
+
+
+def test_external_command_gets_its_words(monkeypatch, tmp_path):
+    (tmp_path / "elsewhere.py").write_text("def main(words):\n    return len(words)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli._EXTERNAL, "bench", ("elsewhere", "dev", ""))
+    assert cli.main(["bench", "a", "--b", "c"]) == 3
+
+
+def test_info(fake, capsys):
+    assert cli.main(["info", "--device", "fake:", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["abi"], found["queues"], found["features"]) == ("1.0", 4, ["SETUP"])
+    fake.closed = False
+    assert cli.main(["info", "--device", "fake:"]) == 0
+    assert "queues" in capsys.readouterr().out
+
+
+def test_stats(fake, capsys):
+    fake.counters["rx_packets"] = 12345
+    assert cli.main(["stats", "--device", "fake:"]) == 0
+    out = capsys.readouterr().out
+    assert "12,345" in out and "rx_bytes" not in out
+    assert cli.main(["stats", "--device", "fake:", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counters"]["rx_packets"] == 12345
+
+
+def test_looking_at_a_simulator_needs_no_tap():
+    assert cli._unwired("sim:?tap=acc0&width=8") == "sim:?width=8"
+    assert cli._unwired("sim:?tap=acc0") == "sim:"
+    assert cli._unwired("vfio-user:/x") == "vfio-user:/x"
+
+
+def test_peer_addresses():
+    assert tap.peer_addresses(["10.0.0.2/24", "fd00::2/64"]) == ["10.0.0.1/24", "fd00::1/64"]
+    assert tap.peer_addresses(["10.0.0.1/24"]) == ["10.0.0.2/24"]
+    assert tap.tap_name("sim:?tap=acc0&width=8") == "acc0"
+    assert tap.tap_name("sim:") is None and tap.tap_name("vfio-user:/x") is None
+    assert tap.tap_commands("t", ["10.0.0.1/24", "fd00::1/64"]) == [
+        ["ip", "link", "set", "t", "up"],
+        ["ip", "addr", "replace", "10.0.0.1/24", "dev", "t"],
+        ["ip", "addr", "replace", "fd00::1/64", "dev", "t", "nodad"],
+    ]
+
+
+SERVE = """
+import sys
+from acceltcp import cli
+from acceltcp.host import transport
+from tests.host.fake_device import FakeTransport
+opened = []
+def open_once(spec):
+    assert not opened, "the device was opened twice"
+    opened.append(FakeTransport())
+    return opened[0]
+transport.SCHEMES["fake"] = open_once
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "host")])}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("own_path", [False, True])
+def test_server_answers_stats_and_ends_in_order(number, own_path, tmp_path):
+    where = ["--control", str(tmp_path / "c.sock")] if own_path else []
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, "echo", "--device", "fake:", *where],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[0].startswith("Serving echo at 10.0.0.2:7 (MAC 02:") or "MAC" in lines[0]
+        assert lines[1].startswith("Serving echo at [fd00::2]:7")
+        ask = [sys.executable, "-m", "acceltcp", "stats", "--json", "--device", "fake:", *where]
+        done = subprocess.run(ask, env=environment(), capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["counters"]["commands"] == 2
+        info = subprocess.run(
+            [sys.executable, "-m", "acceltcp", "info", "--json", "--device", "fake:", *where],
+            env=environment(), capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert json.loads(info.stdout)["queues"] == 4
+        second = subprocess.run(
+            [sys.executable, "-c", SERVE, "echo", "--device", "fake:", *where],
+            env=environment(), capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert second.returncode == 1 and "Another program uses this device already" in second.stderr
+        process.send_signal(number)
+        out, err = process.communicate(timeout=10)
+        assert process.returncode == 0 and out.endswith("Closed.\n") and err == ""
+        assert not list(tmp_path.rglob("*.sock"))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_driver_needs_no_rich():
+    code = "import sys; sys.modules['rich'] = None; import acceltcp.host, acceltcp.cli; print('fine')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_driver_imports_only_the_contract():
+    code = (
+        "import sys, acceltcp.host, acceltcp.cli\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'hw', 'sim', 'bench', 'boards', 'amaranth', 'rich', 'scapy'}))"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+    assert time.monotonic() - started < 30

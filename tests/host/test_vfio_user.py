@@ -1,0 +1,353 @@
+"""The vfio-user client against a small server of the test's own, and `sim:` against a stub."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import itertools
+import mmap
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from acceltcp.abi import pci
+from acceltcp.abi.vfio_user import (
+    HEADER_BYTES,
+    Command,
+    DeviceInfo,
+    DmaMap,
+    Header,
+    HeaderFlag,
+    IrqInfo,
+    IrqSet,
+    RegionAccess,
+    RegionInfo,
+    Version,
+    pack_version_data,
+)
+from acceltcp.host import simulated
+from acceltcp.host.errors import DeviceError, DeviceLostError, DeviceTimeoutError
+from acceltcp.host.transport import open_transport
+from acceltcp.host.vfio_user import VfioUserTransport
+
+
+class Server(threading.Thread):
+    """Speaks the protocol; `override` maps a command to what it does instead."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(daemon=True)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen(1)
+        self.override: dict[int, object] = {}
+        self.registers: dict[int, int] = {}
+        self.config = bytearray(struct.pack("<HHHH", pci.VENDOR_ID, pci.DEVICE_ID, 0, 0) + bytes(248))
+        self.maps: list[tuple[DmaMap, int]] = []
+        self.irqs: dict[int, int] = {}
+        self.headers: list[Header] = []
+        self.max_fds = 2
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        link, _ = self.listener.accept()
+        self.link = link
+        with contextlib.suppress(OSError), link:
+            while True:
+                fds = array.array("i")
+                data, ancillary, _, _ = link.recvmsg(HEADER_BYTES, socket.CMSG_SPACE(32))
+                for _, _, raw in ancillary:
+                    fds.frombytes(raw)
+                if not data:
+                    break
+                while len(data) < HEADER_BYTES:
+                    data += link.recv(HEADER_BYTES - len(data))
+                header = Header.unpack(data)
+                body = b""
+                while len(body) < header.size - HEADER_BYTES:
+                    body += link.recv(header.size - HEADER_BYTES - len(body))
+                self.headers.append(header)
+                self.answer(header, body, list(fds))
+        self.ended.set()
+
+    def answer(self, header: Header, body: bytes, fds: list[int]) -> None:
+        override = self.override.get(header.command)
+        if override is not None:
+            override(self, header, body)  # type: ignore[operator]
+            return
+        reply = self.carry_out(Command(header.command), body, fds)
+        if not header.flags & HeaderFlag.NO_REPLY:
+            self.reply(header, reply)
+
+    def reply(self, header: Header, payload: bytes = b"", error: int = 0) -> None:
+        flags = HeaderFlag.REPLY | (HeaderFlag.ERROR if error else 0)
+        message = Header(header.msg_id, header.command, HEADER_BYTES + len(payload), flags, error).pack() + payload
+        for i in range(0, len(message), 7):  # in pieces, as a stream may come
+            self.link.sendall(message[i : i + 7])
+
+    def carry_out(self, command: Command, body: bytes, fds: list[int]) -> bytes:
+        if command == Command.VERSION:
+            return Version(0, 1).pack() + pack_version_data({"max_msg_fds": self.max_fds})
+        if command == Command.DEVICE_GET_INFO:
+            return DeviceInfo(16, 3, 9, 5).pack()
+        if command == Command.DEVICE_GET_REGION_INFO:
+            return RegionInfo(32, 3, RegionInfo.unpack(body).index, 0, pci.BAR_REGISTERS_BYTES, 0).pack()
+        if command == Command.DEVICE_GET_IRQ_INFO:
+            return IrqInfo(16, 1, 2, 5).pack()
+        if command == Command.DMA_MAP:
+            assert len(fds) == 1
+            self.maps.append((DmaMap.unpack(body), fds[0]))
+        if command == Command.DEVICE_SET_IRQS:
+            request = IrqSet.unpack(body)
+            assert len(fds) == request.count <= self.max_fds
+            for i, fd in enumerate(fds):
+                self.irqs[request.start + i] = fd
+        if command in (Command.REGION_READ, Command.REGION_WRITE):
+            access = RegionAccess.unpack(body)
+            data = body[RegionAccess.byte_size :]
+            if access.region == 7:
+                if command == Command.REGION_WRITE:
+                    self.config[access.offset : access.offset + access.count] = data
+                    return access.pack()
+                return access.pack() + bytes(self.config[access.offset : access.offset + access.count])
+            assert access.region == 0 and access.count == 4
+            if command == Command.REGION_WRITE:
+                self.registers[access.offset] = int.from_bytes(data, "little")
+                return access.pack()
+            return access.pack() + self.registers.get(access.offset, 0).to_bytes(4, "little")
+        return b""
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = Server(str(tmp_path / "nic.sock"))
+    made.path = str(tmp_path / "nic.sock")
+    made.start()
+    yield made
+    made.listener.close()
+
+
+def test_registers_are_read_and_written_in_order(server):
+    transport = VfioUserTransport(server.path)
+    for i in range(100):
+        transport.write32(0x8000, i)
+        assert transport.read32(0x8000) == i
+    transport.write32(8, 0xFFFFFFFF)
+    assert transport.read32(8) == 0xFFFFFFFF
+    writes = [header for header in server.headers if header.command == Command.REGION_WRITE]
+    assert all(header.flags & HeaderFlag.NO_REPLY for header in writes[1:])
+    assert struct.unpack_from("<H", server.config, 4)[0] & 6 == 6
+    assert len({header.msg_id for header in server.headers}) == len(server.headers)
+    transport.close()
+    transport.close()
+    assert server.ended.wait(2)
+
+
+def test_memory_is_shared(server):
+    transport = VfioUserTransport(server.path)
+    regions = [transport.map_memory(size) for size in (1, 4096, 3 << 20)]
+    assert [region.size for region in regions] == [4096, 4096, 3 << 20]
+    for region, (request, fd) in zip(regions, server.maps, strict=True):
+        assert (request.address, request.size, request.flags & 3) == (region.address, region.size, 3)
+        with mmap.mmap(fd, region.size) as view:
+            view[100:105] = b"hello"
+            assert bytes(region.view[100:105]) == b"hello"
+            region.view[7] = 9
+            assert view[7] == 9
+    spans = sorted((region.address, region.address + region.size) for region in regions)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+    held = regions[0].view[:10]
+    transport.close()
+    assert held[7] == 9  # memory that somebody still looks at stays
+
+
+def test_interrupts(server):
+    transport = VfioUserTransport(server.path)
+    fds = transport.enable_interrupts(5)
+    assert sorted(server.irqs) == [0, 1, 2, 3, 4]
+    for vector, fd in server.irqs.items():
+        os.eventfd_write(fd, 1)
+        assert os.eventfd_read(fds[vector]) == 1
+    with pytest.raises(DeviceError, match="has 5 interrupt vectors, not 6"):
+        transport.enable_interrupts(6)
+    transport.close()
+
+
+def test_no_answer_in_time(server):
+    transport = VfioUserTransport(server.path, timeout=0.2)
+    server.override[Command.REGION_READ] = lambda *a: None
+    with pytest.raises(DeviceTimeoutError, match=r"did not answer within 0\.2 s"):
+        transport.read32(0)
+    with pytest.raises(DeviceLostError, match="went away"):
+        transport.write32(0, 0)
+    transport.close()
+
+
+def test_refusal_has_a_reason(server):
+    transport = VfioUserTransport(server.path)
+    server.override[Command.DMA_MAP] = lambda s, header, body: s.reply(header, error=12)
+    with pytest.raises(DeviceError, match="refused DMA_MAP: Cannot allocate memory"):
+        transport.map_memory(4096)
+    assert transport.read32(0) == 0
+    transport.close()
+
+
+def test_device_that_goes_away(server):
+    transport = VfioUserTransport(server.path)
+    transport.check()
+    server.link.shutdown(socket.SHUT_RDWR)
+    time.sleep(0.05)
+    with pytest.raises(DeviceLostError, match="closed by the other side"):
+        transport.check()
+    with pytest.raises(DeviceLostError):
+        transport.read32(0)
+    transport.close()
+    with pytest.raises(DeviceLostError, match="is closed"):
+        transport.read32(0)
+
+
+def test_command_from_the_device_is_refused_and_the_reply_still_found(server):
+    def chatty(s, header, body):
+        s.link.sendall(Header(7, Command.DMA_READ, HEADER_BYTES, HeaderFlag.COMMAND).pack())
+        s.reply(header, s.carry_out(Command.REGION_READ, body, []))
+
+    transport = VfioUserTransport(server.path)
+    server.override[Command.REGION_READ] = chatty
+    transport.write32(4, 77)
+    assert transport.read32(4) == 77
+    time.sleep(0.05)
+    assert next(header for header in server.headers if header.flags & HeaderFlag.ERROR).msg_id == 7
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "payload", "message"),
+    [
+        (Command.VERSION, Version(1, 0).pack(), r"speaks vfio-user 1\.0, this driver 0\.1"),
+        (Command.VERSION, Version(0, 1).pack() + b"{]\0", "version reply that makes no sense"),
+        (Command.DEVICE_GET_INFO, DeviceInfo(16, 1, 9, 5).pack(), "is not a PCI device"),
+        (Command.DEVICE_GET_REGION_INFO, RegionInfo(32, 3, 0, 0, 4096, 0).pack(), "BAR 0 of 4096 bytes"),
+    ],
+)
+def test_wrong_devices(server, command, payload, message):
+    server.override[command] = lambda s, header, body: s.reply(header, payload)
+    with pytest.raises(DeviceError, match=message):
+        VfioUserTransport(server.path)
+
+
+def test_other_pci_device(server):
+    server.config[0:4] = struct.pack("<HH", 0x8086, 0x100E)
+    with pytest.raises(DeviceError, match="is PCI device 8086:100e, not 1234:acc7"):
+        VfioUserTransport(server.path)
+
+
+# -- specifications ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("eth0", "given as SCHEME:..., like 'sim:.tap=acc0', not 'eth0'"),
+        ("usb:1", "There is no kind of device 'usb:'; known are vfio-user:, sim:"),
+        ("vfio-user:", "with the path of its socket"),
+        ("vfio-user:/nonexistent/nic.sock", "There is no device at /nonexistent/nic.sock: no such socket"),
+        ("vfio-user:/tmp?x=1", "takes no options"),
+        ("sim:?tap", "must read key=value"),
+        ("sim:acc0", r"should read 'sim:\?key=value&...', without 'acc0'"),
+    ],
+)
+def test_specifications_that_name_nothing(spec, message):
+    with pytest.raises(DeviceError, match=message):
+        open_transport(spec)
+
+
+def test_socket_without_a_listener(tmp_path):
+    path = str(tmp_path / "dead.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    with pytest.raises(DeviceError, match="nobody listens"):
+        VfioUserTransport(path)
+
+
+# -- sim: ----------------------------------------------------------------------------------
+
+STUB = """
+import json, os, sys, threading, time
+sys.path[:0] = {path!r}
+def watch():
+    while os.read(0, 1):
+        pass
+    os._exit(7)
+threading.Thread(target=watch, daemon=True).start()
+from tests.host.test_vfio_user import Server
+arguments = sys.argv[1:]
+print("compiling", file=sys.stderr, flush=True)
+if "--broken" in arguments:
+    print("no such TAP", file=sys.stderr, flush=True)
+    sys.exit(3)
+server = Server(arguments[arguments.index("--socket") + 1])
+server.registers[0] = len(arguments)
+server.start()
+server.ended.wait()
+print("bye", file=sys.stderr, flush=True)
+if "--crash" in arguments:
+    os._exit(9)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setattr(simulated, "_BOOT", STUB.format(path=[path for path in sys.path if path]))
+
+
+def test_simulator_is_started_and_stopped(stub):
+    transport = open_transport("sim:?tap=acc0&fast=")
+    assert transport.read32(0) == 6  # sim --socket PATH --tap acc0 --fast
+    pid = transport.pid
+    os.kill(pid, 0)
+    transport.close()
+    transport.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_simulator_that_fails_says_why(stub):
+    with pytest.raises(DeviceError, match=r"(?s)ended with status 3; it said:.*no such TAP"):
+        open_transport("sim:?broken=")
+
+
+def test_simulator_that_dies_later_says_how(stub):
+    transport = open_transport("sim:?x=1")
+    transport._process.kill()
+    with pytest.raises(DeviceLostError, match="was ended by signal 9"):
+        for _ in range(10):
+            transport.read32(0)
+    transport.close()
+
+
+def test_simulator_ends_with_its_parent(stub, tmp_path):
+    path = [entry for entry in sys.path if entry]
+    code = (
+        f"import sys, os; sys.path[:0] = {path!r}\n"
+        "from acceltcp.host import simulated\n"
+        f"simulated._BOOT = {simulated._BOOT!r}\n"
+        "t = simulated.SimulatedTransport({})\n"
+        "print(t.pid, flush=True); os._exit(1)\n"
+    )
+    pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30).stdout)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as stat:
+            if stat.read().split()[2] == "Z":
+                return
+        time.sleep(0.02)
+    pytest.fail("the simulator outlived its parent")

@@ -1,0 +1,102 @@
+"""TxRead: bursts cover the frame, stop at 4 KiB, and never ask for more than there is room for."""
+
+# amaranth: UnusedElaboratable=no
+from __future__ import annotations
+
+import random
+
+import pytest
+from acceltcp.abi.messages import TX_DESCRIPTOR, Status, TxOpcode
+from amaranth import Value
+from amaranth.lib import data
+
+from hw.config import NicConfig
+from hw.dma.axi import ReadRequest
+from hw.dma.descriptors import Popped
+from hw.dma.tx_read import TxJob, TxRead
+from tests.hw.dma.build import to_verilog
+from tests.hw.simulate import always, collect, feed, run, sometimes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bursts_and_jobs(seed: int) -> None:
+    rng = random.Random(seed)
+    dut = TxRead(NicConfig(queues=4))
+    frames = []
+    for index in range(60):
+        length = rng.choice([60, 1514, 9018, rng.randrange(14, 9019), 5])
+        frames.append((index, rng.getrandbits(40), length))
+    wanted = []
+    for _, address, length in frames:
+        at, end = address & ~63, address + length
+        while length != 5 and at < end:
+            stop = min((at | 4095) + 1, end + 63 & ~63)
+            wanted.append((at, (stop - at) // 64 - 1))
+            at = stop
+    values = [
+        Popped.const(
+            {
+                "queue": 1, "ok": 1, "index": index,
+                "descriptor": TX_DESCRIPTOR.to_int(address=address, length=length, opcode=TxOpcode.SEND),
+            }
+        ).as_value().value
+        for index, address, length in frames
+    ]  # fmt: skip
+    go = (lambda n: sometimes(seed * 9 + n, 0.5)) if seed else (lambda n: always)
+    claimed = [0]
+
+    async def room(ctx):
+        left = 200
+        async for _, _, claim in ctx.tick().sample(dut.claim):
+            left -= claim
+            claimed[0] += claim
+            assert left >= 0
+            if left < 200:
+                left += 1
+            ctx.set(dut.room, left)
+
+    async def put(ctx):
+        ctx.set(dut.room, 200)
+        await feed(ctx, dut.popped, values, go(0))
+
+    async def requests(ctx):
+        got = [data.Const(ReadRequest, v) for v in await collect(ctx, dut.request, len(wanted), go(1))]
+        assert [(r.address, r.length) for r in got] == wanted
+        await ctx.tick().repeat(8)
+        assert ctx.get(dut.idle)
+        assert claimed[0] == sum(length + 1 for _, length in wanted)
+
+    async def jobs(ctx):
+        got = [data.Const(TxJob, v) for v in await collect(ctx, dut.jobs, len(frames), go(2))]
+        for job, (index, address, length) in zip(got, frames, strict=True):
+            assert job.index == index
+            assert job.status == (Status.BAD_LENGTH if length == 5 else Status.OK)
+            if length != 5:
+                beats = (address % 64 + length + 63) // 64
+                assert (job.offset, job.length, job.beats) == (address % 64, length, beats)
+                assert job.extra == (beats != (length + 63) // 64)
+
+    run(dut, put, requests, jobs, background=[room], cycles=20000)
+
+
+def test_one_descriptor_per_cycle() -> None:
+    dut = TxRead(NicConfig(queues=4))
+    value = TX_DESCRIPTOR.to_int(address=4096, length=60, opcode=TxOpcode.SEND)
+    payload = Popped.const({"ok": 1, "descriptor": value}).as_value().value
+
+    async def bench(ctx):
+        ctx.set(dut.room, 100)
+        ctx.set(Value.cast(dut.popped.payload), payload)
+        ctx.set(dut.popped.valid, 1)
+        ctx.set(dut.request.ready, 1)
+        ctx.set(dut.jobs.ready, 1)
+        await ctx.tick().until(dut.request.valid)
+        for _ in range(50):
+            _, _, valid = await ctx.tick().sample(dut.request.valid)
+            assert valid
+
+    run(dut, bench)
+
+
+def test_converts() -> None:
+    assert "module" in to_verilog(TxRead(NicConfig()))
