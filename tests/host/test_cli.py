@@ -28,7 +28,7 @@ def own_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def fake(monkeypatch):
     made = FakeTransport()
-    monkeypatch.setitem(transport.SCHEMES, "fake", lambda spec: made)
+    monkeypatch.setitem(transport.SCHEMES, "fake", lambda spec, stop: made)
     return made
 
 
@@ -111,7 +111,7 @@ from acceltcp import cli
 from acceltcp.host import transport
 from tests.host.fake_device import FakeTransport
 opened = []
-def open_once(spec):
+def open_once(spec, stop):
     assert not opened, "the device was opened twice"
     opened.append(FakeTransport())
     return opened[0]
@@ -174,3 +174,27 @@ def test_driver_imports_only_the_contract():
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
     assert time.monotonic() - started < 30
+
+
+SLOW = """
+import sys
+from acceltcp import cli
+from acceltcp.host import simulated
+simulated._BOOT = "import os, time; print('compiling', file=__import__('sys').stderr, flush=True); time.sleep(100)"
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_while_the_simulator_compiles():
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "echo", "-v", "--device", "sim:"],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert "compiling" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=15)
+        assert process.returncode == 130 and "Traceback" not in err
+    finally:
+        process.kill()
+        process.wait()

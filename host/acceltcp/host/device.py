@@ -6,6 +6,7 @@ import os
 import random
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from acceltcp.abi.registers import (
@@ -86,9 +87,9 @@ class Device:
             self.reset()
 
     @classmethod
-    def open(cls, spec: str, *, reset: bool = True) -> Device:
+    def open(cls, spec: str, *, reset: bool = True, stop: Callable[[], bool] = lambda: False) -> Device:
         """Connect to the device that `spec` names (see `acceltcp.host.transport`)."""
-        transport = open_transport(spec)
+        transport = open_transport(spec, stop=stop)
         try:
             return cls(transport, reset=reset)
         except BaseException:

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from .dma import DmaRegion
 from .errors import DeviceError, DeviceLostError
@@ -45,11 +46,16 @@ class SimulatedTransport(Transport):
     """A simulated device in a child process.
 
     start_timeout: seconds that the simulator may take to come up; the first start compiles
-    the gateware.
+    the gateware. stop: asked meanwhile; True makes it give up.
     """
 
     def __init__(
-        self, options: dict[str, str], *, description: str = "sim:", start_timeout: float = 900.0
+        self,
+        options: dict[str, str],
+        *,
+        description: str = "sim:",
+        start_timeout: float = 900.0,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.description = description
         self._errors: deque[str] = deque(maxlen=20)
@@ -70,7 +76,7 @@ class SimulatedTransport(Transport):
         self._reader = threading.Thread(target=self._read_errors, name="acceltcp-sim-stderr", daemon=True)
         self._reader.start()
         try:
-            self._await(path, start_timeout)
+            self._await(path, start_timeout, stop)
             self._inner = VfioUserTransport(path, timeout=30.0, description=description)
         except BaseException as error:
             self.close()
@@ -86,12 +92,14 @@ class SimulatedTransport(Transport):
                 self._errors.append(line)
                 log.info("%s", line)
 
-    def _await(self, path: str, timeout: float) -> None:
+    def _await(self, path: str, timeout: float, stop: Callable[[], bool]) -> None:
         deadline = time.monotonic() + timeout
         while not os.path.exists(path):
             if self._process.poll() is not None:
                 self._reader.join(1.0)
                 raise DeviceError(self._ended())
+            if stop():
+                raise DeviceError(f"The start of {self.description} was called off.")
             if time.monotonic() > deadline:
                 raise DeviceError(f"The simulator of {self.description} did not come up within {timeout:g} s.")
             time.sleep(0.02)

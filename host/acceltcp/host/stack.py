@@ -13,6 +13,7 @@ import errno
 import ipaddress
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -641,10 +642,12 @@ async def _open_in_thread(spec: str) -> Device:
         if not done.cancelled() and done.exception() is None:
             done.result().close()
 
-    task = asyncio.ensure_future(asyncio.to_thread(Device.open, spec))
+    given_up = threading.Event()
+    task = asyncio.ensure_future(asyncio.to_thread(Device.open, spec, stop=given_up.is_set))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        given_up.set()
         task.add_done_callback(drop)
         raise
 

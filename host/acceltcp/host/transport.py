@@ -73,7 +73,10 @@ def split_spec(spec: str) -> tuple[str, str, dict[str, str]]:
     return scheme, path, options
 
 
-def _open_vfio_user(spec: str) -> Transport:
+Opener = Callable[[str, Callable[[], bool]], Transport]
+
+
+def _open_vfio_user(spec: str, stop: Callable[[], bool]) -> Transport:
     from .vfio_user import VfioUserTransport
 
     _, path, options = split_spec(spec)
@@ -82,23 +85,26 @@ def _open_vfio_user(spec: str) -> Transport:
     return VfioUserTransport(path)
 
 
-def _open_sim(spec: str) -> Transport:
+def _open_sim(spec: str, stop: Callable[[], bool]) -> Transport:
     from .simulated import SimulatedTransport
 
     _, path, options = split_spec(spec)
     if path:
         raise DeviceError(f"Device {spec!r} should read 'sim:?key=value&...', without {path!r}.")
-    return SimulatedTransport(options, description=spec)
+    return SimulatedTransport(options, description=spec, stop=stop)
 
 
-SCHEMES: dict[str, Callable[[str], Transport]] = {"vfio-user": _open_vfio_user, "sim": _open_sim}
+SCHEMES: dict[str, Opener] = {"vfio-user": _open_vfio_user, "sim": _open_sim}
 """Scheme -> how to open it. Another kind of transport is one more entry."""
 
 
-def open_transport(spec: str) -> Transport:
-    """Connect to the device that `spec` names. Raises `DeviceError` with a sentence."""
+def open_transport(spec: str, *, stop: Callable[[], bool] = lambda: False) -> Transport:
+    """Connect to the device that `spec` names. Raises `DeviceError` with a sentence.
+
+    stop: asked now and then where opening takes long; True makes it give up.
+    """
     scheme = split_spec(spec)[0]
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}:" for name in SCHEMES)
         raise DeviceError(f"There is no kind of device {scheme + ':'!r}; known are {known}")
-    return SCHEMES[scheme](spec)
+    return SCHEMES[scheme](spec, stop)

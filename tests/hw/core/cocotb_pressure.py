@@ -138,6 +138,7 @@ async def disable_under_load(dut):
     steady, other = tb.queues[0], tb.queues[1]
     listener = await tb.listen(Listener(80, queue=0))
     flaky = await tb.listen(Listener(81, queue=1))
+    await steady.refill(2)
     for round_number in range(5):
         await other.refill(12)
         for _ in range(10):

@@ -150,12 +150,13 @@ def facts_of_frame(frame: bytes, port: int = 0) -> Facts:
         facts.src, facts.dst = mapped(ip.src), mapped(ip.dst)
         facts.ip_options = int(ip.ihl > 5)
         facts.fragment = int(bool(ip.flags.MF) or ip.frag != 0)
-        if ip.len < 20 or ip.len > len(rest):
+        if ip.ihl == 5:
+            facts.ip_checksum = ChecksumState.BAD if checksum(rest[:20]) else ChecksumState.GOOD
+        if ip.len < 4 * ip.ihl or ip.len > len(rest):
             facts.length_bad = 1
             return facts
         if ip.ihl > 5:
             return facts
-        facts.ip_checksum = ChecksumState.BAD if checksum(rest[:20]) else ChecksumState.GOOD
         segment, protocol, header = rest[20 : ip.len], ip.proto, 20
         if facts.fragment:
             return facts
