@@ -18,9 +18,9 @@ __all__ = ["main"]
 
 def _show(console: Console, title: str, results: dict[str, float]) -> None:
     table = Table(title=title, title_justify="left")
-    table.add_column("figure")
-    table.add_column("measured", justify="right")
-    table.add_column("goal", justify="right")
+    table.add_column("figure", no_wrap=True)
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("goal", justify="right", no_wrap=True)
     table.add_column("")
     table.add_column("what", style="dim")
     for key, value in results.items():

@@ -14,11 +14,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import cocotb
-from acceltcp.abi.registers import COUNTER_BASE, COUNTERS, block
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge, SimTimeoutError, Timer, with_timeout
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster
 
+from acceltcp.abi.registers import COUNTER_BASE, COUNTERS, block
 from hw.config import NicConfig
 
 from .driver import Listener, Queue
@@ -91,8 +91,10 @@ class TB:
         return tb
 
     async def reset(self, cycles: int = 8) -> None:
+        """Reset the core together with its bus."""
         self.dut.rst.value = 1
         await self.cycles(cycles)
+        self.bus.restart()
         self.dut.rst.value = 0
         await self.cycles(4)
 

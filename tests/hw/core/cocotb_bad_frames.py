@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cocotb
+
 from acceltcp.abi.messages import ChecksumState, Verdict
 from acceltcp.abi.wire import ETHERNET, ETHERNET_MIN_FRAME
 

@@ -164,6 +164,30 @@ async def commands_at_any_address(dut):
 
 
 @core_test()
+async def commands_from_every_queue(dut):
+    """Queues command at the same time: each gets its own events, and the table all the listeners."""
+    tb = await TB.start(dut, queues=4, buffers=2)
+    each = min(8, tb.config.listeners // 4)
+    for number, queue in tb.queues.items():
+        for count in range(each):
+            listener = Listener(1000 + 100 * number + count, queue=number)
+            queue.command_raw(LISTEN_COMMAND.pack(**listener.command(tag=count + 1)), offset=tb.rng.randrange(64))
+    for queue in tb.queues.values():
+        await queue.ring_tx()
+    indices = set()
+    for number, queue in tb.queues.items():
+        for count, event in enumerate(await queue.take_events(each)):
+            assert (event["status"], event["tag"], event["queue"]) == (Status.OK, count + 1, number)
+            assert event["index"] == count
+            indices.add(event["value"])
+            listener = Listener(1000 + 100 * number + count, queue=number, index=event["value"])
+            if count == 0:
+                await tb.alive(listener)
+    assert len(indices) == 4 * each
+    await tb.end()
+
+
+@core_test()
 async def commands_in_a_row(dut):
     """A ring full of commands ends in their events, in order."""
     tb = await TB.start(dut)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, EventType, Status, TxFlag
 from cocotb.triggers import Timer
+
+from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, EventType, Status, TxFlag
 
 from .bench import SECRET, TB, core_test
 from .driver import Listener
@@ -34,7 +35,6 @@ async def mixed_traffic(tb: TB, listener: Listener, rounds: int) -> None:
         for _ in received:
             queue.post(1024, offset=tb.rng.randrange(64))
         await queue.ring_rx()
-        await tb.rest(20)
         for frame in sent:
             queue.send(frame, flags=TxFlag.EVENT, offset=tb.rng.randrange(64))
         queue.command_raw(NOP)
@@ -87,7 +87,7 @@ async def stopped_wire(dut):
     # Receiving and commands do not depend on the wire.
     for _ in range(2):
         queue.post()
-    await queue.ring_rx()
+    await queue.ring_rx(wait=False)
     await tb.cycles(200)
     frame = plain_frame(tb.rng, 200)
     tb.rx[0].send(frame)
@@ -224,6 +224,53 @@ async def soft_reset_under_load(dut):
         assert tb.bus.writes == written
         listener = await set_up_again(tb)
     assert listener.index == 0
+    await tb.end()
+
+
+@core_test(timeout_us=4000)
+async def hard_reset_under_load(dut):
+    """Reset of NIC and bus in the middle of everything: afterwards all is as at power-on."""
+    tb = await TB.start(dut, buffers=0)
+    await tb.listen()
+    for _ in range(4):
+        queue = tb.queues[0]
+        tb.bus.stall(r=0.5, w=0.5)
+        await queue.refill(14)
+        for _ in range(10):
+            queue.send(plain_frame(tb.rng, 500), flags=TxFlag.EVENT)
+        await queue.ring_tx()
+        for number in range(8):
+            tb.rx[0].send(Client(number + 1).syn())
+            tb.rx[0].send(plain_frame(tb.rng, 300))
+        await tb.cycles(tb.rng.randrange(10, 200))
+        await tb.reset(tb.rng.randrange(1, 10))
+        tb.bus.stall()
+        await tb.rx[0].wait()
+        tb.tx[0].frames.clear()
+        written = tb.bus.writes
+        await tb.settle()
+        assert tb.bus.writes == written
+        await set_up_again(tb)
+    await tb.end()
+
+
+@core_test()
+async def disable_with_stopped_wire(dut):
+    """A wire that stands still does not keep a queue's memory: its frames have been read."""
+    tb = await TB.start(dut)
+    queue, listener = tb.queues[0], await tb.listen()
+    stopped = True
+    tb.tx[0].pause = lambda: stopped
+    frames = [plain_frame(tb.rng, 300) for _ in range(3)]
+    for frame in frames:
+        queue.send(frame, flags=TxFlag.EVENT)
+    await queue.ring_tx()
+    await queue.take_events(3)
+    await queue.disable()
+    stopped = False
+    assert await tb.frames(3) == frames
+    await queue.restart()
+    await tb.alive(listener)
     await tb.end()
 
 

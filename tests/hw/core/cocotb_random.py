@@ -10,7 +10,6 @@ from typing import Any
 
 from acceltcp.abi.messages import CommandOpcode, Status
 from acceltcp.abi.wire import ETHERNET_MIN_FRAME
-
 from tests.hw.tcp.model import ListenModel, SetupModel, facts_of_frame, syn_ack_frame
 
 from .bench import TB, core_test
@@ -30,7 +29,7 @@ from .frames import (
     udp_frame,
 )
 
-BATCH = 40
+BATCH = 50
 
 
 class Traffic:
@@ -144,7 +143,7 @@ async def against_the_model(dut):
     for queue in tb.queues.values():
         await queue.refill(BATCH, 1600)
 
-    for batch in range(6):
+    for batch in range(10):
         # Time passes, secrets change, switches are thrown.
         if batch:
             await tb.tick(rng.choice((1, 4, 5)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import cocotb
+from cocotbext.axi import AxiResp
+
 from acceltcp.abi.registers import (
     ABI_MAJOR,
     ABI_MINOR,
@@ -17,7 +19,6 @@ from acceltcp.abi.registers import (
     Feature,
     map_hash,
 )
-from cocotbext.axi import AxiResp
 
 from .bench import TB, core_test
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-from acceltcp.abi.messages import CommandOpcode, Status, Verdict
 from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
+
+from acceltcp.abi.messages import CommandOpcode, Status, Verdict
 
 from .bench import SECRET, TB, core_test
 from .driver import Listener
@@ -319,7 +320,10 @@ async def flood(dut):
         tb.rx[0].send(syn)
     await tb.rx[0].wait()
     moved = await tb.changes(before)
-    assert moved["setup_syn"] == len(pairs) == moved["setup_syn_ack"] + moved.get("setup_drop_busy", 0), moved
+    # An iterative hash does not keep up with the wire; the receive buffer drops what it cannot hold.
+    full = 0 if tb.config.pipelined_hash else moved.get("rx_drop_full", 0)
+    assert moved["setup_syn"] + full == len(pairs), moved
+    assert moved["setup_syn"] == moved["setup_syn_ack"] + moved.get("setup_drop_busy", 0), moved
     assert tb.bus.writes == written
     expected = [syn_ack(syn, listener, secret=SECRET, epoch=epoch, ts_clock=ts_clock) for _, syn in pairs]
     got = list(tb.tx[0].frames)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, EventType, Status, TxFlag
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import Dot1Q, Ether
+
+from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, EventType, Status, TxFlag
 
 from .bench import TB, core_test
 from .frames import CLIENT4, CLIENT6, SERVER4, SERVER6, Client, assert_frames_equal, pad, plain_frame, show
@@ -217,9 +218,8 @@ async def fairness(dut):
     """Queues with much to send take turns: none gets more than two turns ahead of another."""
     turn, count, per_queue = 8, 4, 28
     tb = await TB.start(dut, queues=count, buffers=0, tx=5)
-    # The wire is stopped while the rings fill, so that all start together.
-    stopped = True
-    tb.tx[0].pause = lambda: stopped
+    # No descriptor can be read until all doorbells have been rung, so that all start together.
+    tb.bus.stall(ar=1.0)
     for number, queue in tb.queues.items():
         for index in range(per_queue):
             frame = bytearray(plain_frame(tb.rng, tb.rng.choice((60, 500))))
@@ -227,7 +227,7 @@ async def fairness(dut):
             queue.send(bytes(frame))
     for queue in tb.queues.values():
         await queue.ring_tx()
-    stopped = False
+    tb.bus.stall()
     sent = dict.fromkeys(tb.queues, 0)
     for frame in await tb.frames(count * per_queue, within_us=100):
         number = frame[14]

@@ -9,6 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cocotb.triggers import SimTimeoutError, with_timeout
+
 from acceltcp.abi.fields import Message
 from acceltcp.abi.messages import (
     COMMAND,
@@ -24,7 +26,6 @@ from acceltcp.abi.messages import (
     TxOpcode,
 )
 from acceltcp.abi.registers import QUEUE, QueueState
-from cocotb.triggers import SimTimeoutError, with_timeout
 
 __all__ = ["Listener", "Queue", "Received"]
 
@@ -205,8 +206,11 @@ class Queue:
         self.rx_free.put(address=address, length=length, tag=self._tag)
         return self._tag
 
-    async def ring_rx(self, index: int | None = None) -> None:
-        await self.write("rx_free_tail", self.rx_free.index if index is None else index)
+    async def ring_rx(self, *, wait: bool = True) -> None:
+        """Ring the doorbell; `wait` gives the NIC the time to fetch the descriptors."""
+        await self.write("rx_free_tail", self.rx_free.index)
+        if wait:
+            await self.tb.rest(20)
 
     def poll_received(self) -> int:
         count = 0
@@ -236,11 +240,10 @@ class Queue:
         return received
 
     async def refill(self, count: int, size: int = 2048) -> None:
-        """Post buffers, and give the NIC the time to fetch their descriptors."""
+        """Post buffers and ring."""
         for _ in range(count):
             self.post(size)
         await self.ring_rx()
-        await self.tb.rest(20)
 
     # Sending
 

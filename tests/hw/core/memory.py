@@ -13,6 +13,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import cocotb
 from cocotb.triggers import Event, RisingEdge, Timer
@@ -116,11 +117,20 @@ class AxiMemory:
         self.w = AxiWSink(bus.write.w, clock, reset)
         self.b = AxiBSource(bus.write.b, clock, reset)
         self.r.queue_occupancy_limit = self.b.queue_occupancy_limit = 2
+        self._tasks: list[Any] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything under way: the reset of the bus."""
+        for task in self._tasks:
+            task.cancel()
+        for channel in (self.ar, self.r, self.aw, self.w, self.b):
+            channel.clear()
         self._r_waiting: dict[int, deque[_Read]] = {}
         self._b_waiting: dict[int, deque[_Write]] = {}
         self._r_work, self._b_work = Event(), Event()
-        for coroutine in (self._take_reads, self._answer_reads, self._take_writes, self._answer_writes):
-            cocotb.start_soon(coroutine())
+        coroutines = (self._take_reads, self._answer_reads, self._take_writes, self._answer_writes)
+        self._tasks = [cocotb.start_soon(coroutine()) for coroutine in coroutines]
 
     @property
     def idle(self) -> bool:

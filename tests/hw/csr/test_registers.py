@@ -346,6 +346,25 @@ def test_refused_queue_is_counted():
     run(plane, testbench, count)
 
 
+@pytest.mark.parametrize("elsewhere", [QUEUE.address("tx_size", 0), COUNTER_BASE + 8, IDENT.address("magic")])
+def test_enable_checks_its_own_queue(elsewhere):
+    """Whatever was accessed before, and nothing after it, the check looks at the queue being enabled."""
+
+    async def testbench(ctx, plane, axil):
+        await enable_queue(ctx, axil, 1)  # queue 0 has no ring sizes
+        await write(ctx, axil, QUEUE.address("control", 1), 0)
+        while not await read(ctx, axil, QUEUE.address("status", 1)) & QUEUE["status"].encode(idle=1):
+            pass
+        await read(ctx, axil, elsewhere)
+        await write(ctx, axil, QUEUE.address("control", 1), 1)
+        await ctx.tick().repeat(20)
+        for queue, state in ((0, QueueState.DISABLED), (1, QueueState.ENABLED)):
+            status = await read(ctx, axil, QUEUE.address("status", queue))
+            assert QUEUE["status"].decode(status)["state"] == state
+
+    bench(testbench)
+
+
 def test_blocks_fit_the_decoder():
     assert QUEUE.base == 0x8000 and QUEUE.stride * QUEUES_MAX <= 0x2000
     assert all(block.base + block.stride * block.count <= 0x400 for block in BLOCKS if block is not QUEUE)
