@@ -207,12 +207,14 @@ def _speed(shell_at: Callable[..., Shell]) -> dict[str, float]:
         return {"sim.cycles_per_second": cycles / (time.process_time() - start)}
 
 
-def measure(step: Callable[[str], None] = lambda text: None) -> dict[str, float]:
-    """All figures, by key. `step` is told what comes next."""
-    config = NicConfig(width=WIDTH)
+def measure(
+    step: Callable[[str], None] = lambda text: None, *, queues: int = 16, opt: str = "bench"
+) -> dict[str, float]:
+    """All figures, by key. `step` is told what comes next; `opt` is how the model is compiled."""
+    config = NicConfig(width=WIDTH, queues=queues)
 
     def shell_at(latency: int) -> Shell:
-        return open_nic(config, opt="bench", read_latency=latency, write_latency=latency, quiet=True)
+        return open_nic(config, opt=opt, read_latency=latency, write_latency=latency, quiet=True)
 
     step("building the core (kept for the next time)")
     shell_at(PCIE_LATENCY).close()

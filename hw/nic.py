@@ -31,8 +31,8 @@ from .dma.tx import TxDma
 from .packet.meta import RxMeta
 from .packet.rx_front_end import RxFrontEnd
 from .packet.tx_checksum import TxChecksum
-from .stream.merge import StreamMerge
 from .stream.axis import AxisSource
+from .stream.merge import StreamMerge
 from .stream.route import PacketRoute
 from .stream.width import Downsizer
 from .tcp.setup import Setup
@@ -201,7 +201,7 @@ class Nic(wiring.Component):
         working = (*front_ends, setup, syn_ack, tx_dma, tx_checksum, interrupts, *outputs)
         m.d.comb += [
             registers.drained.eq(Cat(output.drained for output in outputs).all()),
-            *(output.stop.eq(registers.resetting) for output in outputs),
+            *(output.stop.eq(registers.stop) for output in outputs),
             rx_dma.hold.eq(registers.hold),
             tx_dma.hold.eq(registers.hold),
             registers.idle.eq(Cat(engine.idle for engine in engines).all()),

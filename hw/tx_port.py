@@ -64,7 +64,7 @@ class TxPort(wiring.Component):
         m.submodules.pad = pad = TxPad(self._width)
         m.submodules.tap = tap = PacketTap(self._width, packets="tx_packets", octets="tx_bytes")
         m.submodules.sink = sink = AxisSink(self._width)
-        for source, sink_i in zip(self.i, arbiter.i):
+        for source, sink_i in zip(self.i, arbiter.i, strict=True):
             connect(m, flipped(source), sink_i)
         connect(m, arbiter.o, pad.i)
         connect(m, tap.o, sink.i)

@@ -7,6 +7,7 @@ configuration that was exported from the same sources before comes from the cach
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from .cache import ROOT, build_once, cache_directory, content_hash
 if TYPE_CHECKING:
     from hw.config import NicConfig
 
-__all__ = ["TOP_MODULE", "export_verilog", "source_hash"]
+__all__ = ["TOP_MODULE", "export_verilog", "run_constants", "source_hash"]
 
 TOP_MODULE = "acceltcp_nic"
 
@@ -33,6 +34,16 @@ def source_hash() -> str:
     return content_hash(parts)
 
 
+def run_constants(text: str) -> str:
+    """Yosys' Verilog with processes that only assign a constant made to run.
+
+    Where part of a signal is constant and part is not, Yosys writes `always @*` with nothing to
+    wake it; by the standard it never runs, and Verilator drops it. `always_comb` runs once.
+    """
+    constant = r"^( *)always @\*(\n +\S[^\n]* = \d+'[hb][0-9a-f]+;)$"
+    return re.sub(constant, r"\1always_comb\2", text, flags=re.MULTILINE)
+
+
 def export_verilog(config: NicConfig, *, quiet: bool = False) -> str:
     """The core with that configuration, as Verilog text."""
     name = content_hash([source_hash(), repr(config)])
@@ -45,6 +56,6 @@ def export_verilog(config: NicConfig, *, quiet: bool = False) -> str:
         if not quiet:
             print(f"exporting {config}", file=sys.stderr, flush=True)
         text = verilog.convert(Nic(config), name=TOP_MODULE, emit_src=False, strip_internal_attrs=True)
-        (directory / f"{name}.v").write_text(text)
+        (directory / f"{name}.v").write_text(run_constants(text))
 
     return build_once(cache_directory() / "verilog" / f"{name}.v", build).read_text()

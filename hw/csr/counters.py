@@ -15,11 +15,12 @@ every counter, every cycle, its full width. Reset clears all counters: the first
 ignores the old totals and takes a snapshot, so that the snapshot reads zero too.
 """
 
-from acceltcp.abi.registers import COUNTERS
 from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out, Signature
 from amaranth.utils import ceil_log2
+
+from acceltcp.abi.registers import COUNTERS
 
 __all__ = ["CounterPort", "Counters", "increments_layout"]
 

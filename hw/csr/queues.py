@@ -20,11 +20,12 @@ and (over the bus) in the engines. It follows a soft reset, and a hard reset if 
 written since the FPGA was configured; until then the memories are zero by themselves.
 """
 
-from acceltcp.abi.messages import RING_SIZE_LOG2_MIN
-from acceltcp.abi.registers import QUEUE, Access, QueueState
 from amaranth import *
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
+
+from acceltcp.abi.messages import RING_SIZE_LOG2_MIN
+from acceltcp.abi.registers import QUEUE, Access, QueueState
 
 from ..counts import counts_layout
 from .bus import QUEUE_BITS, QueueBus, queue_word

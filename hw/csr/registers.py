@@ -17,6 +17,10 @@ reads to the engines as 0. Hard reset: the same at once, scratch included.
 Secrets go out on `secret` and nowhere else: they cannot be read back.
 """
 
+from amaranth import *
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
 from acceltcp.abi.registers import (
     ABI_MAJOR,
     ABI_MINOR,
@@ -33,9 +37,6 @@ from acceltcp.abi.registers import (
     Feature,
     map_hash,
 )
-from amaranth import *
-from amaranth.lib import data, wiring
-from amaranth.lib.wiring import In, Out, connect, flipped
 
 from ..counts import counts_layout
 from .axil import AxiLiteSignature, AxiLiteSlave, RegisterRequest
@@ -81,8 +82,9 @@ class RegisterFile(wiring.Component):
         Engines must start nothing new.
     idle : In(1)
         No engine has anything in flight; need not be exact in the first cycles of `hold`.
-    resetting : Out(1)
-        A soft reset is under way: start no frame on a wire.
+    stop : Out(1)
+        A soft reset is under way and the engines are idle: begin no frame on a wire. (Not
+        before, because the engines become idle by handing over the frames that they have read.)
     drained : In(1)
         No frame is half sent; a soft reset waits for it.
     core_reset : Out(1)
@@ -113,7 +115,7 @@ class RegisterFile(wiring.Component):
                 "queues": Out(QueueBus()),
                 "hold": Out(1),
                 "idle": In(1),
-                "resetting": Out(1),
+                "stop": Out(1),
                 "drained": In(1, init=1),
                 "core_reset": Out(1),
                 "busy": In(1),
@@ -178,7 +180,6 @@ class RegisterFile(wiring.Component):
             resetting.eq(quiesce.resetting),
             quiesce.idle.eq(self.idle),
             quiesce.drained.eq(self.drained),
-            self.resetting.eq(quiesce.resetting),
             self.counts.eq(queues.counts),
         ]
         for line in ("disable_pending", "disable_done", "cleared"):
@@ -258,7 +259,10 @@ class RegisterFile(wiring.Component):
         reading_ticks = (request.word == TIME.address("ticks_low") // 4) & ~request.write
         with m.If(fsm.ongoing("Fetch") & reading_ticks):
             m.d.sync += ticks_high.eq(self.time.ticks[32:])
-        m.d.sync += quiesce.reset.eq(strobes["CONTROL", 0, "reset"] & merged[0])
+        m.d.sync += [
+            quiesce.reset.eq(strobes["CONTROL", 0, "reset"] & merged[0]),
+            self.stop.eq(resetting & self.idle),
+        ]
 
         with m.If(quiesce.core_reset | quiesce.clear):
             for (_, _, name), register in kept.items():

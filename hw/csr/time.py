@@ -15,10 +15,11 @@ Reset (hard or soft) clears clocks, epoch and keys. RFC 7323 section 5.4 (timest
 4987 section 3.6 (cookies whose secret changes with time).
 """
 
-from acceltcp.abi.registers import SECRET, TIME
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, Signature
+
+from acceltcp.abi.registers import SECRET, TIME
 
 __all__ = ["Clock", "Secret", "SecretPort", "TimePort"]
 

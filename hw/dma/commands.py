@@ -11,6 +11,10 @@ it before it is read.)
 * Overflow: cannot happen. Reset: forgets the command in work.
 """
 
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
 from acceltcp.abi.messages import (
     COMMAND,
     LISTEN_COMMAND,
@@ -18,9 +22,6 @@ from acceltcp.abi.messages import (
     EventType,
     Status,
 )
-from amaranth import *
-from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out
 
 from ..abi import message_layout
 from ..config import NicConfig

@@ -6,10 +6,11 @@ makes the completion's status BAD_ADDRESS and its length 0; every completion who
 is not OK is also told by an RX_ERROR event. Overflow: stalls its inputs. Reset: forgets.
 """
 
-from acceltcp.abi.messages import EventType, Status
 from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+
+from acceltcp.abi.messages import EventType, Status
 
 from ..counts import counts_layout
 from .axi import WriteDone

@@ -9,12 +9,13 @@ One bank per lane of a beat, so that a beat is stored in one cycle, and only its
 * Reset: forgets the bursts in flight, which must have been waited for. The memory is not cleared.
 """
 
-from acceltcp.abi.messages import TX_DESCRIPTOR
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
+
+from acceltcp.abi.messages import TX_DESCRIPTOR
 
 from ..config import AXI_BYTES
 from ..csr.bus import QUEUE_BITS

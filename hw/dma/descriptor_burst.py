@@ -8,11 +8,12 @@ whole or, while the buffer has no room for it, not at all.
 * Registered: `request`. Reset: forgets the decision under way.
 """
 
-from acceltcp.abi.messages import TX_DESCRIPTOR
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
+from acceltcp.abi.messages import TX_DESCRIPTOR
 
 from ..config import AXI_BYTES
 from ..csr.bus import QUEUE_BITS

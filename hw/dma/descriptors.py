@@ -16,10 +16,11 @@ up to 16 descriptors (4 beats), never more than the doorbell allows, many bursts
   memories keep their contents, which enabling makes harmless.
 """
 
-from acceltcp.abi.messages import RX_FREE, TX_DESCRIPTOR
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+
+from acceltcp.abi.messages import RX_FREE, TX_DESCRIPTOR
 
 from ..config import NicConfig
 from ..counts import counts_layout

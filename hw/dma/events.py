@@ -8,10 +8,11 @@ in the next event of that queue; one for a queue that is off is lost and counted
 ever stalls a source. Reset: forgets what is in flight; every queue is off.
 """
 
-from acceltcp.abi.messages import EVENT, EventType, Status
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+
+from acceltcp.abi.messages import EVENT, EventType, Status
 
 from ..abi import message_layout
 from ..counts import counts_layout

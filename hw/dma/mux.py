@@ -5,7 +5,7 @@ those of other requesters may overtake them. Reads are granted per burst, writes
 has no write interleaving, so a granted write burst keeps the W channel to its last beat.
 Grants go round robin.
 
-Latency: 2 cycles from a request to AR, AW or W valid (a small FIFO); 2 cycles from R and
+Latency: 3 cycles from a request to AR, AW or W valid (a register, a small FIFO); 2 cycles from R and
 1 cycle from B to the requester. Throughput: one AR, one AW, one W beat, one
 R beat and one B per cycle, also when every burst is one beat and requesters alternate.
 AW and W leave through FIFOs of their own, so the other side may take either first.
@@ -24,8 +24,9 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from ..config import AXI_BYTES
 from ..counts import counts_layout
+from ..stream.buffer import StreamBuffer
 from ..stream.fifo import StreamFifo
-from .axi import AXI_ID_BITS, AxiMasterSignature, ReadPort, ReadRequest, WritePort
+from .axi import AXI_ID_BITS, AxiMasterSignature, ReadPort, ReadRequest, WriteBeat, WritePort
 
 __all__ = ["AxiMaster", "ReadMux", "WriteMux", "round_robin"]
 
@@ -290,7 +291,7 @@ class WriteMux(wiring.Component):
 
 
 class AxiMaster(wiring.Component):
-    """Both sides as one AXI4 master; wiring only.
+    """Both sides as one AXI4 master, and a register per requester; wiring only.
 
     Parameters
     ----------
@@ -323,10 +324,17 @@ class AxiMaster(wiring.Component):
         m = Module()
         m.submodules.read = read = ReadMux(len(self.reads))
         m.submodules.write = write = WriteMux(len(self.writes))
-        for k, port in enumerate(self.reads):
-            connect(m, flipped(port), read.ports[k])
-        for k, port in enumerate(self.writes):
-            connect(m, flipped(port), write.ports[k])
+        # A register in front of each arbiter: what a requester does before it offers a request
+        # and what others do once theirs is taken would else be one long path.
+        for side, ports, mux, shape in (
+            ("read", self.reads, read, ReadRequest),
+            ("write", self.writes, write, WriteBeat),
+        ):
+            for k, port in enumerate(ports):
+                m.submodules[f"{side}_request{k}"] = buffer = StreamBuffer(shape)
+                connect(m, flipped(port.request), buffer.i)
+                connect(m, buffer.o, mux.ports[k].request)
+                connect(m, mux.ports[k].response, flipped(port.response))
         for mux, prefixes, names in (
             (read, ("ar", "r"), _READ_COUNTS),
             (write, ("aw", "w", "b"), _WRITE_COUNTS),

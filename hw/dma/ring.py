@@ -12,11 +12,12 @@ ring can never overflow, and a claim ends as either *used* (it gets the next ind
 Latencies, overflow and reset: see the components. Entries are written by `EntryWriter`.
 """
 
-from acceltcp.abi.messages import RX_COMPLETION
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, Signature, connect, flipped
+
+from acceltcp.abi.messages import RX_COMPLETION
 
 from ..counts import counts_layout
 from ..csr.bus import QUEUE_BITS, QueueBus, queue_word

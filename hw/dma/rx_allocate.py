@@ -16,10 +16,11 @@ descriptor fetch). Throughput: one packet per cycle. `dispatch.ready` depends on
 Overflow: stalls `dispatch`. Reset: forgets what is under way; every queue is off.
 """
 
-from acceltcp.abi.messages import RX_COMPLETION, RX_FREE, Status
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+
+from acceltcp.abi.messages import RX_COMPLETION, RX_FREE, Status
 
 from ..abi import message_layout
 from ..counts import counts_layout

@@ -16,10 +16,11 @@ must be discarded; a command with one does not leave at all.
 * Reset: forgets everything; what the bus still owes must have been waited for (`hold`, `idle`).
 """
 
-from acceltcp.abi.messages import COMMAND, EventType, Status
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+
+from acceltcp.abi.messages import COMMAND, EventType, Status
 
 from ..config import AXI_BYTES, NicConfig
 from ..counts import counts_layout

@@ -10,12 +10,13 @@ is not OK is asked nothing for. The others are cut into bursts at 4 KiB boundari
 * Reset: forgets what is under way.
 """
 
-from acceltcp.abi.messages import COMMAND, TX_DESCRIPTOR, Status, TxFlag, TxOpcode
-from acceltcp.abi.wire import ETHERNET, ICMP, IPV4, IPV6, TCP
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
+from acceltcp.abi.messages import COMMAND, TX_DESCRIPTOR, Status, TxFlag, TxOpcode
+from acceltcp.abi.wire import ETHERNET, ICMP, IPV4, IPV6, TCP
 
 from ..abi import message_layout
 from ..config import AXI_BYTES, NicConfig

@@ -14,11 +14,12 @@ there, is decoded a cycle ahead; a stage only finds out where options do start.
 * Overflow: none. Reset: data registers are not cleared; validity travels elsewhere.
 """
 
-from acceltcp.abi.cookie import WSCALE_NONE
-from acceltcp.abi.wire import TCP_OPTION_BYTES_MAX, WSCALE_MAX, TCPOption
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+
+from acceltcp.abi.cookie import WSCALE_NONE
+from acceltcp.abi.wire import TCP_OPTION_BYTES_MAX, WSCALE_MAX, TCPOption
 
 from .meta import TcpOptions
 

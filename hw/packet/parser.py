@@ -16,12 +16,13 @@ two rows of 2:1 multiplexers, one per cycle.
 * Overflow: none. Reset: data registers are not cleared; validity travels elsewhere.
 """
 
-from acceltcp.abi.cookie import WSCALE_NONE
-from acceltcp.abi.messages import ChecksumState
-from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, TCP, TCP_OPTION_BYTES_MAX, VLAN, IPProtocol
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+
+from acceltcp.abi.cookie import WSCALE_NONE
+from acceltcp.abi.messages import ChecksumState
+from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, TCP, TCP_OPTION_BYTES_MAX, VLAN, IPProtocol
 
 from ..abi import wire_field
 from .delay import Delay

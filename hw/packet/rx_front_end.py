@@ -21,12 +21,13 @@ backpressure: records and sums are joined by counting cycles.
 * Checksums: RFC 1071, RFC 9293 section 3.1, RFC 8200 section 8.1. Ethernet padding is left out.
 """
 
-from acceltcp.abi.messages import ChecksumState
-from acceltcp.abi.wire import ETHERNET, ETHERNET_MIN_FRAME, IPV4, IPV6, VLAN, IPProtocol
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
+
+from acceltcp.abi.messages import ChecksumState
+from acceltcp.abi.wire import ETHERNET, ETHERNET_MIN_FRAME, IPV4, IPV6, VLAN, IPProtocol
 
 from ..counts import counts_layout
 from ..stream.beat import BeatLayout, packet_stream
@@ -103,6 +104,7 @@ class RxFrontEnd(wiring.Component):
         connect(m, flipped(self.take), buffer.take)
         connect(m, buffer.packets, flipped(self.packets))
         connect(m, metas.o, flipped(self.meta))
+        m.d.comb += self.meta.p.port.eq(self._port)
 
         # Cycle 1: the beat, its number, and whether the packet is wanted.
         beat1 = Signal(BeatLayout(width), reset_less=True)
@@ -186,7 +188,6 @@ class RxFrontEnd(wiring.Component):
         good = self._elaborate_sums(m, peek, beat2, valid2, index2)
         m.d.comb += [
             metas.i.payload.eq(parser.meta),
-            metas.i.p.port.eq(self._port),
             metas.i.valid.eq(kept[-1]),
         ]
         for name in ("ip_checksum", "l4_checksum"):

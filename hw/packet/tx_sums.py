@@ -13,13 +13,14 @@ checksum of 0 becomes 0xffff.
 * Reset: forgets what is inside. Data registers are not cleared.
 """
 
-from acceltcp.abi.fields import Field, Header
-from acceltcp.abi.messages import TxFlag
-from acceltcp.abi.wire import ICMP, IPV4, IPV6, TCP, IPProtocol
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
+from acceltcp.abi.fields import Field, Header
+from acceltcp.abi.messages import TxFlag
+from acceltcp.abi.wire import ICMP, IPV4, IPV6, TCP, IPProtocol
 
 from ..stream.beat import BeatLayout, byte_mask
 from ..stream.fifo import StreamFifo

@@ -10,10 +10,11 @@ last beat was on the input: the next packet overwrites them from the cycle after
 * Overflow: bytes past the window pass by. Reset: contents are not cleared.
 """
 
-from acceltcp.abi.wire import ETHERNET, HEADER_BYTES_MAX, IPV4, IPV6, VLAN, EtherType
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+
+from acceltcp.abi.wire import ETHERNET, HEADER_BYTES_MAX, IPV4, IPV6, VLAN, EtherType
 
 from ..abi import wire_field
 

@@ -9,10 +9,11 @@ packet or of host memory leaves through the padding.
   packet goes on as if it began there.
 """
 
-from acceltcp.abi.wire import ETHERNET_MIN_FRAME
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+
+from acceltcp.abi.wire import ETHERNET_MIN_FRAME
 
 from .beat import BeatLayout, byte_mask, packet_stream
 from .buffer import StreamBuffer

@@ -12,6 +12,10 @@ RFC 3168 section 6.1.1 (ECN set-up), RFC 7323.
 Key and epoch are sampled in the same cycle, so a rotation never mixes the two.
 """
 
+from amaranth import *
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
 from acceltcp.abi.cookie import (
     COOKIE_PLAIN,
     COOKIE_TIMESTAMPS,
@@ -23,9 +27,6 @@ from acceltcp.abi.cookie import (
 )
 from acceltcp.abi.messages import ChecksumState
 from acceltcp.abi.wire import MSS_DEFAULT_IPV4, MSS_DEFAULT_IPV6, TCPFlag
-from amaranth import *
-from amaranth.lib import data, wiring
-from amaranth.lib.wiring import In, Out
 
 from ..counts import counts_layout
 from ..packet.meta import RxMeta
@@ -281,7 +282,8 @@ class Classifier(wiring.Component):
 
         # Epochs are a counter of which a cookie carries the low bits: 0 or 1 behind is valid.
         behind = Signal(2)
-        current_epoch, too_old = Signal(), Signal()
+        current_epoch = Signal()
+        too_old = Signal()
         epoch = Signal(32)
         m.d.comb += [
             behind.eq(self.epoch[:2] - s.claimed_epoch),
@@ -290,7 +292,11 @@ class Classifier(wiring.Component):
             epoch.eq(Mux(current_epoch, self.epoch, self.epoch - 1)),
         ]
 
-        syn, offloaded, answer, check, hopeless = (Signal() for _ in range(5))
+        syn = Signal()
+        offloaded = Signal()
+        answer = Signal()
+        check = Signal()
+        hopeless = Signal()
         drop = Signal()
         m.d.comb += [
             syn.eq(s.clean & s.opening & listener.hit),

@@ -13,10 +13,11 @@ meanwhile.
 * Reset: forgets all requests in work.
 """
 
-from acceltcp.abi.cookie import COOKIE_PLAIN, COOKIE_TIMESTAMPS, HASHED, MSS_CLASSES
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+
+from acceltcp.abi.cookie import COOKIE_PLAIN, COOKIE_TIMESTAMPS, HASHED, MSS_CLASSES
 
 from ..abi import wire_bytes
 from ..packet.delay import Delay
@@ -177,7 +178,7 @@ class CookieEngine(wiring.Component):
         request = self.i.p
         if self._pipelined:
             m.submodules.hash = pipeline = SipHashPipeline(HASHED.size)
-            m.submodules.side = side = Delay(self._side, pipeline.latency)
+            m.submodules.side = side = Delay(self._side, pipeline.latency, kind="block")
             valid = Signal(pipeline.latency)
             m.d.sync += valid.eq(Cat(self.i.valid, valid))
             m.d.comb += [

@@ -1,28 +1,33 @@
 """`ListenTable`: which address and port somebody listens on, and how to answer there.
 
-Lookup: all keys are compared at once in registers; the listener's values lie in distributed
+Lookup: a `MatchMemory` finds the entries of a key; the listener's values lie in distributed
 memory. An exact address beats "any address". Latency 3 cycles, one lookup per cycle; the
 output is registered. `enable` = 0 holds the lookup pipeline as it is.
 
 Commands (`acceltcp.abi.messages.LISTEN_COMMAND`) come one at a time and each ends in exactly
-one result, in order. A second copy of the keys in distributed memory is searched one entry
-per cycle: a command takes about `listeners` + 10 cycles. An entry changes in one cycle, and
-the result is given when every lookup still in the pipeline has passed: no lookup ever sees
-the key of one listener with the values of another. A refused command changes nothing.
+one result, in order. The keys lie in a memory that is searched one entry per cycle: a command
+takes about `listeners` + 10 cycles. LISTEN writes the rows of the `MatchMemory` besides: up to
+512 cycles more (480 with 64 listeners), during which the entry is not in use. So an entry
+appears, changes or goes in one cycle, and the result is given when every lookup still in the
+pipeline has passed: no lookup ever sees the key of one listener with the values of another.
+A refused command changes nothing.
 
-* Overflow: a full table refuses with TABLE_FULL. Reset: empties the table.
+* Overflow: a full table refuses with TABLE_FULL. Reset: empties the table; memories stay as they
+  are, and what no entry in use has written is never looked at.
 * The lowest free index is used.
 """
 
-from acceltcp.abi.cookie import IPV4_MAPPED_PREFIX, MSS_CLASSES
-from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
-from acceltcp.abi.wire import WSCALE_MAX
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from acceltcp.abi.cookie import IPV4_MAPPED_PREFIX, MSS_CLASSES
+from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
+from acceltcp.abi.wire import WSCALE_MAX
+
 from ..abi import message_layout
+from .match import MatchMemory
 
 __all__ = ["ListenKey", "ListenPort", "ListenTable", "Listener"]
 
@@ -68,7 +73,6 @@ _Values = data.StructLayout(
     {"queue": 8, "mss": 16, "window": 16, "wscale": 4, "defer_accept": 1, "ecn": 1, "paused": 1}
 )
 _KNOWN_FLAGS = sum(ListenFlag)
-_HALVES = (slice(64, 128), slice(0, 64))
 
 
 class _Key(data.Struct):
@@ -111,27 +115,34 @@ class ListenTable(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         used = Signal(self._entries)
-        keys = [Signal(_Key, name=f"key{i}", reset_less=True) for i in range(self._entries)]
+        wild = Signal(self._entries, reset_less=True)  # entries for any address
+        m.submodules.match = match = MatchMemory(self._entries, ListenKey.as_shape().size)
         m.submodules.values = values = Memory(
             shape=_Values, depth=self._entries, init=[], attrs={"ram_style": "distributed"}
         )
-        m.submodules.key_copy = key_copy = Memory(
-            shape=_Key, depth=self._entries, init=[], attrs={"ram_style": "distributed"}
+        m.submodules.keys = keys = Memory(
+            shape=_Key, depth=self._entries, init=[], attrs={"ram_style": "block"}
         )
-        self._look_up(m, used, keys, values)
-        self._run_commands(m, used, keys, values, key_copy)
+        self._look_up(m, match, used, wild, values)
+        self._run_commands(m, match, used, wild, values, keys)
         return m
 
-    def _look_up(self, m, used, keys, values):
-        # Half of the address is compared apart: fewer levels of logic before the register.
-        same_high, same_rest, wild = (Signal(self._entries) for _ in range(3))
-        exact = Signal(self._entries)
-        exact_hit, wild_hit = Signal(), Signal()
-        exact_at, wild_at = (Signal(range(max(2, self._entries)), reset_less=True) for _ in range(2))
+    def _look_up(self, m, match, used, wild, values):
+        exact_hits = Signal(self._entries)
+        wild_hits = Signal(self._entries)
+        exact_hit = Signal()
+        wild_hit = Signal()
+        exact_at = Signal(range(max(2, self._entries)), reset_less=True)
+        wild_at = Signal.like(exact_at)
         result = Signal(Listener, reset_less=True)
         read = values.read_port(domain="comb")
         m.d.comb += [
-            exact.eq(same_high & same_rest),
+            # Stage 1: match.
+            match.enable.eq(self.enable),
+            match.key.eq(self.key),
+            match.used.eq(used),
+            exact_hits.eq(match.match & ~wild),
+            wild_hits.eq(match.match & wild),
             read.addr.eq(Mux(exact_hit, exact_at, wild_at)),
             self.listener.eq(result),
         ]
@@ -144,21 +155,12 @@ class ListenTable(wiring.Component):
             )
 
         with m.If(self.enable):
-            # Stage 1: compare with all keys.
-            for i, entry in enumerate(keys):
-                same = used[i] & (entry.key.port == self.key.port) & (entry.key.ipv6 == self.key.ipv6)
-                high, low = (entry.key.address[part] == self.key.address[part] for part in _HALVES)
-                m.d.sync += [
-                    same_high[i].eq(high),
-                    same_rest[i].eq(same & ~entry.any_address & low),
-                    wild[i].eq(same & entry.any_address),
-                ]
             # Stage 2: encode.
             m.d.sync += [
-                exact_hit.eq(exact.any()),
-                wild_hit.eq(wild.any()),
-                exact_at.eq(index_of(exact)),
-                wild_at.eq(index_of(wild)),
+                exact_hit.eq(exact_hits.any()),
+                wild_hit.eq(wild_hits.any()),
+                exact_at.eq(index_of(exact_hits)),
+                wild_at.eq(index_of(wild_hits)),
             ]
             # Stage 3: read the values.
             m.d.sync += [
@@ -167,7 +169,7 @@ class ListenTable(wiring.Component):
             ]
             m.d.sync += [getattr(result, name).eq(getattr(read.data, name)) for name in _Values.members]
 
-    def _run_commands(self, m, used, keys, values, key_copy):
+    def _run_commands(self, m, match, used, wild, values, keys):
         command = Signal(message_layout(LISTEN_COMMAND), reset_less=True)
         result = self.port.result
         status = Signal(8, reset_less=True)
@@ -190,8 +192,11 @@ class ListenTable(wiring.Component):
             new_values.paused.eq(_flag(flags, ListenFlag.PAUSED)),
         ]
 
-        listen, unlisten, update = Signal(), Signal(), Signal()
-        key_bad, values_bad = Signal(), Signal()
+        listen = Signal()
+        unlisten = Signal()
+        update = Signal()
+        key_bad = Signal()
+        values_bad = Signal()
         m.d.comb += [
             listen.eq(command.opcode == CommandOpcode.LISTEN),
             unlisten.eq(command.opcode == CommandOpcode.UNLISTEN),
@@ -212,19 +217,23 @@ class ListenTable(wiring.Component):
         ]
 
         # Search: one entry per cycle, read in one and compared in the next.
+        read_key = keys.read_port()
+        entry_key = read_key.data
         at = Signal(range(max(2, self._entries)))
         searching = Signal()
-        entry_key = Signal(_Key, reset_less=True)
-        entry_used, entry_at = Signal(), Signal.like(at, reset_less=True)
-        found, found_at = Signal(), Signal.like(at, reset_less=True)
-        free, free_at = Signal(), Signal.like(at, reset_less=True)
-        read_key = key_copy.read_port(domain="comb")
+        shifting = Signal()
+        entry_used = Signal()
+        entry_at = Signal.like(at, reset_less=True)
+        found = Signal()
+        found_at = Signal.like(at, reset_less=True)
+        free = Signal()
+        free_at = Signal.like(at, reset_less=True)
         m.d.comb += read_key.addr.eq(at)
         m.d.sync += [
-            entry_key.eq(read_key.data),
             entry_used.eq(used.bit_select(at, 1)),
             entry_at.eq(at),
             searching.eq(0),
+            shifting.eq(0),
         ]
         with m.If(searching & entry_used & (Value.cast(entry_key) == Value.cast(key))):
             m.d.sync += [found.eq(1), found_at.eq(entry_at)]
@@ -232,21 +241,44 @@ class ListenTable(wiring.Component):
             m.d.sync += [free.eq(1), free_at.eq(entry_at)]
 
         target = Signal.like(at)
-        write, used_next = Signal(), Signal()
-        write_values, write_key = values.write_port(), key_copy.write_port()
+        write = Signal()
+        write_values, write_key = values.write_port(), keys.write_port()
         m.d.comb += [
-            used_next.eq(~unlisten),
             write_values.addr.eq(target),
             write_values.data.eq(new_values),
             # Not for UNLISTEN: a lookup that has matched is about to read them.
             write_values.en.eq(write & ~unlisten),
             write_key.addr.eq(target),
             write_key.data.eq(key),
-            write_key.en.eq(write),
+            write_key.en.eq(write & listen),
         ]
-        for i, entry in enumerate(keys):
-            with m.If(write & (target == i)):
-                m.d.sync += [used[i].eq(used_next), entry.eq(key)]
+        use = Signal()
+        for i in range(self._entries):
+            with m.If(target == i):
+                with m.If(write & unlisten):
+                    m.d.sync += used[i].eq(0)
+                with m.If(write & listen):
+                    m.d.sync += wild[i].eq(any_address)
+                with m.If(use):
+                    m.d.sync += used[i].eq(1)
+
+        # Rows: the keys of the target's group are read as in a search and shifted in.
+        row = Signal(range(match.rows))
+        group = Signal(match.groups)
+        group_start = Signal.like(at)
+        left = Signal(range(match.group_size))
+        write_row = Signal()
+        for number in range(match.groups):
+            start = number * match.group_size
+            with m.If((target >= start) & (target < start + match.group_size)):
+                m.d.comb += [group[number].eq(1), group_start.eq(start)]
+        m.d.comb += [
+            match.shift.eq(shifting),
+            match.entry.eq(entry_key.key),
+            Value.cast(data.View(ListenKey, match.ignore).address).eq(entry_key.any_address.replicate(128)),
+            match.row.eq(row),
+            match.write.eq(Mux(write_row, group, 0)),
+        ]
 
         settled = Signal(range(self.latency + 1))
         m.d.comb += [
@@ -300,6 +332,24 @@ class ListenTable(wiring.Component):
                     m.next = "Change the entry"
             with m.State("Change the entry"):
                 m.d.comb += write.eq(1)
+                m.d.sync += [row.eq(0), at.eq(group_start), left.eq(match.group_size - 1)]
+                m.next = "Let lookups pass"
+                with m.If(listen):
+                    m.next = "Read the group's keys"
+            with m.State("Read the group's keys"):
+                m.d.sync += [shifting.eq(1), at.eq(at + 1), left.eq(left - 1)]
+                with m.If(left == 0):
+                    m.next = "Shift in the last key"
+            with m.State("Shift in the last key"):
+                m.next = "Write the row"
+            with m.State("Write the row"):
+                m.d.comb += write_row.eq(1)
+                m.d.sync += [row.eq(row + 1), at.eq(group_start), left.eq(match.group_size - 1)]
+                m.next = "Read the group's keys"
+                with m.If(row == match.rows - 1):
+                    m.next = "Use the entry"
+            with m.State("Use the entry"):
+                m.d.comb += use.eq(1)
                 m.next = "Let lookups pass"
             with m.State("Let lookups pass"):
                 with m.If(self.enable):

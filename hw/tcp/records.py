@@ -5,8 +5,9 @@ completion or a SYN-ACK needs is in it. `DispatchRecord` is an `RxDispatch` with
 fields, which need not lie in memory.
 """
 
-from acceltcp.abi.messages import RX_COMPLETION
 from amaranth.lib import data, enum
+
+from acceltcp.abi.messages import RX_COMPLETION
 
 from ..packet.meta import SynAck
 from .cookie import CookieTerms

@@ -6,7 +6,7 @@
 
 Every packet comes out on `dispatch`, in order, kept or not.
 
-* Latency: 46 cycles from `meta` to `dispatch`, 45 to `syn_ack`, whatever the packet. With the small
+* Latency: 46 cycles from `meta` to `dispatch` and to `syn_ack`, whatever the packet. With the small
   hash engine 9 to `dispatch` without a hash and 28 with one, and longer behind those that need one.
 * Throughput: one packet per cycle; with the small engine one packet that needs a hash per 20.
 * Registered: `dispatch`, `syn_ack` and, with the pipelined hash, `meta.ready` (a constant).
@@ -17,11 +17,12 @@ Every packet comes out on `dispatch`, in order, kept or not.
 * Reset: forgets the packets inside and empties the listen table.
 """
 
-from acceltcp.abi.messages import Verdict as VerdictCode
-from acceltcp.abi.registers import COUNTERS
 from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+
+from acceltcp.abi.messages import Verdict as VerdictCode
+from acceltcp.abi.registers import COUNTERS
 
 from ..counts import counts_layout
 from ..packet.meta import RxDispatch, RxMeta, SynAck
@@ -94,7 +95,7 @@ class Setup(wiring.Component):
         m.submodules.cookie = cookie = CookieEngine(SetupRecord, pipelined=config.pipelined_hash)
         m.submodules.verdict = verdict = Verdict()
         m.submodules.decided = decided = StreamFifo(DispatchRecord, waiting, kind="block")
-        m.submodules.replies = replies = StreamFifo(SynAck, REPLIES)
+        m.submodules.replies = replies = StreamFifo(SynAck, REPLIES, kind="block")
 
         # The listen table's commands and the parameters.
         wiring.connect(m, wiring.flipped(self.listen), table.port)

@@ -65,12 +65,14 @@ def _initial(key):
 
 def _half_round(m, name, v, second):
     """The first or second half of a SipRound over the four values `v`."""
-    low, high = Signal(64, name=f"{name}_low"), Signal(64, name=f"{name}_high")
+    low = Signal(64, name=f"{name}_low")
+    high = Signal(64, name=f"{name}_high")
     v0, v1, v2, v3 = (Value.cast(part) for part in v)
     if second:
         m.d.comb += [low.eq(v0 + v3), high.eq(v2 + v1)]
         return low, v1.rotate_left(17) ^ high, high.rotate_left(32), v3.rotate_left(21) ^ low
-    m.d.comb += [low.eq(v0 + v1), high.eq(v2 + v3)]
+    # A carry chain takes its first operand as it is and an XOR into the second one for free.
+    m.d.comb += [low.eq(v1 + v0), high.eq(v2 + v3)]
     return low.rotate_left(32), v1.rotate_left(13) ^ low, high, v3.rotate_left(16) ^ high
 
 
@@ -100,15 +102,16 @@ class SipHashPipeline(wiring.Component):
         m = Module()
         layout = self._layout
 
-        # Word j enters at the half rounds 4 j (before) and 4 j + 3 (after). Until then it waits
-        # in a shift register without reset, which synthesis turns into SRLs; the padding is
-        # constant and is added where the word is used.
+        # Word j enters before the half rounds 4 j and 4 (j + 1): what belongs behind the sum of one
+        # costs nothing in front of the next one's. Until then it waits in a shift register
+        # without reset, which synthesis turns into SRLs; the padding is constant and is added
+        # where the word is used.
         early, late = [], []
         for j in range(layout.words):
             at = 2 * _COMPRESSION * j
             part = Value.cast(self.i.message)[64 * j : min(64 * j + 64, 8 * layout.length)]
             taps = [part]
-            for stage in range(at + 2 * _COMPRESSION - 1):
+            for stage in range(at + 2 * _COMPRESSION):
                 shifted = Signal(len(part), name=f"word{j}_{stage}", reset_less=True)
                 m.d.sync += shifted.eq(taps[-1])
                 taps.append(shifted)
@@ -117,21 +120,29 @@ class SipHashPipeline(wiring.Component):
             late.append(Cat(taps[-1], padding[len(part) :]))
 
         v = _initial(self.i.key)
-        for stage in range(2 * layout.rounds):
+        for stage in range(2 * layout.rounds - 1):
             j, step = divmod(stage, 2 * _COMPRESSION)
             v0, v1, v2, v3 = v
             if j < layout.words and step == 0:
                 v3 = v3 ^ early[j]
+            if 0 < j <= layout.words and step == 0:
+                v0 = v0 ^ late[j - 1]
             if stage == 2 * _COMPRESSION * layout.words:
                 v2 = v2 ^ 0xFF
             v0, v1, v2, v3 = _half_round(m, f"stage{stage}", (v0, v1, v2, v3), stage % 2)
-            if j < layout.words and step == 2 * _COMPRESSION - 1:
-                v0 = v0 ^ late[j]
             v = [Signal(64, name=f"v{i}_{stage}", reset_less=True) for i in range(4)]
             m.d.sync += [register.eq(value) for register, value in zip(v, (v0, v1, v2, v3), strict=True)]
 
+        # In the XOR of all four values the last half round's `low` cancels out.
+        _, v1, v2, v3 = v
+        high = Signal(64, reset_less=True)
+        rest = Signal(64, reset_less=True)
         result = Signal(64, reset_less=True)
-        m.d.sync += result.eq(v[0] ^ v[1] ^ v[2] ^ v[3])
+        m.d.sync += [
+            high.eq(v2 + v1),
+            rest.eq(v1.rotate_left(17) ^ v3.rotate_left(21)),
+            result.eq(high ^ high.rotate_left(32) ^ rest),
+        ]
         m.d.comb += self.o.eq(result)
         return m
 
@@ -166,7 +177,8 @@ class SipHashIterative(wiring.Component):
         left = Signal(range(layout.rounds + 1))
 
         word = Signal(64)
-        second, last_word = Signal(), Signal()
+        second = Signal()
+        last_word = Signal()
         compressing = Signal()
         m.d.comb += [
             # Rounds are counted down; an odd number left means the word's second round, since

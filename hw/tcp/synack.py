@@ -16,10 +16,11 @@ Frames may be shorter than 60 bytes and bytes past `count` are not cleared; padd
 business of who feeds the wire.
 """
 
-from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, TCP, VLAN, EtherType, IPProtocol, TCPFlag, TCPOption
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+
+from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, TCP, VLAN, EtherType, IPProtocol, TCPFlag, TCPOption
 
 from ..abi import wire_bytes
 from ..packet.meta import SynAck
@@ -179,11 +180,11 @@ class SynAckBuilder(wiring.Component):
         m = Module()
         width = self._width
 
-        # Records wait while their checksums are computed. The second FIFO holds at most as
-        # much as the first, so it is never full.
-        m.submodules.replies = replies = StreamFifo(SynAck, REPLIES)
+        # Records wait while their checksums are computed. The second FIFO has room for as much as
+        # fits into the first, so it is never full.
+        m.submodules.replies = replies = StreamFifo(SynAck, REPLIES, kind="block")
         m.submodules.checksum = checksum = SynAckChecksum()
-        m.submodules.sums = sums = StreamFifo(_Sums, REPLIES)
+        m.submodules.sums = sums = StreamFifo(_Sums, replies.capacity)
         valid = Signal(checksum.latency)
         m.d.sync += valid.eq(Cat(self.i.valid & self.i.ready, valid))
         m.d.comb += [
@@ -202,7 +203,8 @@ class SynAckBuilder(wiring.Component):
         frame = Signal(8 * width * beats_max, reset_less=True)
         left = Signal(range(FRAME_BYTES_MAX + 1))
         port = Signal(reset_less=True)
-        load, available = Signal(), Signal()
+        load = Signal()
+        available = Signal()
         last = Signal()
         m.d.comb += [
             last.eq(left <= width),

@@ -68,7 +68,9 @@ class Verdict(wiring.Component):
         ]
 
         # Stage 2: act.
-        answer, check, deferred = Signal(), Signal(), Signal()
+        answer = Signal()
+        check = Signal()
+        deferred = Signal()
         sent = Signal()
         dispatch = self.dispatch.p
         m.d.comb += [

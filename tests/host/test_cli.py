@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from acceltcp import __version__, cli
 from acceltcp.apps import tap
 from acceltcp.host import transport

@@ -6,6 +6,7 @@ import logging
 import random
 
 import pytest
+
 from acceltcp.abi import registers as regs
 from acceltcp.abi.messages import COMMAND, EVENT, CommandOpcode, Status
 from acceltcp.host import device as device_module

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from acceltcp.host.net import Addresses, Responder, checksum, fold
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, UDP, IPOption_NOP, fragment
@@ -19,6 +18,8 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Raw
 from scapy.utils import checksum as scapy_checksum
+
+from acceltcp.host.net import Addresses, Responder, checksum, fold
 
 OURS, PEER = "02:00:00:00:00:02", "02:00:00:00:00:01"
 V4, V6, LOCAL = "10.0.0.2", "fd00::2", "fe80::ff:fe00:2"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from acceltcp.abi.messages import EVENT, MESSAGES, RX_COMPLETION, RX_FREE, TX_DESCRIPTOR
 from acceltcp.host.dma import DmaAllocator, DmaBuffer, DmaRegion
 from acceltcp.host.layout import Packing
 from acceltcp.host.rings import ConsumerRing, ProducerRing, check_ring_size
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.name)

@@ -8,8 +8,9 @@ import random
 import time
 from collections.abc import Callable
 
-import acceltcp.host
 import pytest
+
+import acceltcp.host
 from acceltcp.abi.messages import CommandOpcode, ListenFlag, Status
 from acceltcp.abi.registers import Feature
 from acceltcp.host import Connection, Device, DeviceError, DeviceLostError, Nic, TcpSettings

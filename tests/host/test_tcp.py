@@ -6,9 +6,10 @@ import itertools
 import random
 
 import pytest
-from acceltcp.host.tcp import State, TcpSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from acceltcp.host.tcp import State, TcpSettings
 
 from . import fake_device
 from .world import ACK, CWR, ECE, FIN, M32, RST, SYN, World

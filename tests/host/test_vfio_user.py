@@ -15,6 +15,7 @@ import threading
 import time
 
 import pytest
+
 from acceltcp.abi import pci
 from acceltcp.abi.vfio_user import (
     HEADER_BYTES,

@@ -12,7 +12,6 @@ from typing import Any
 
 from acceltcp.abi import vfio_user as vfio
 from acceltcp.abi.vfio_user import Command, HeaderFlag
-
 from sim.device import Shell
 from sim.server import PciDevice, Server
 from sim.simulator import Clock, Nic, Simulator

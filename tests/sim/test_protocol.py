@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from acceltcp.abi import vfio_user as vfio
-from acceltcp.abi.vfio_user import Command, HeaderFlag
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from acceltcp.abi import vfio_user as vfio
+from acceltcp.abi.vfio_user import Command, HeaderFlag
 from sim.protocol import FDS_MAX, MESSAGE_BYTES_MAX, Message, MessageParser, ProtocolError
 from sim.server import PciDevice
 from tests.sim.rig import QUEUES, VERSION, FakeDevice

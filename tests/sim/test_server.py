@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from acceltcp.abi import pci
 from acceltcp.abi import vfio_user as vfio
 from acceltcp.abi.vfio_user import Command, IrqSetFlag
-
 from sim.server import Server, SocketInUseError
 from tests.sim.rig import QUEUES, VERSION, Client, FakeDevice, RefusalError, Rig, plain_nic
 

@@ -2,12 +2,14 @@
 
 `@isolated` runs the decorated test function in a child pytest under `unshare`: as root with
 a network namespace, otherwise with a user namespace too. What the child printed is shown
-when it fails. Inside, the function runs as it stands.
+when it fails. Inside, the function runs as it stands. The child is the first process of a
+process namespace, so that nothing that it started outlives it.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -23,8 +25,8 @@ CHILD_TIMEOUT_S = 540
 def unshare_command() -> list[str]:
     """Prefix that runs a command in a new network namespace with the rights to set it up."""
     if os.geteuid() == 0:
-        return ["unshare", "--net", "--mount", "--kill-child"]
-    return ["unshare", "--user", "--map-root-user", "--net", "--mount", "--kill-child"]
+        return ["unshare", "--net", "--pid", "--kill-child"]
+    return ["unshare", "--user", "--map-root-user", "--net", "--pid", "--kill-child"]
 
 
 def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,25 +38,34 @@ def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
             function(*args, **kwargs)
             return
         command = [
-            *unshare_command(),
-            sys.executable, "-m", "pytest", "-q", "-x", "-s", "-p", "no:xdist", "-p", "no:cacheprovider", request.node.nodeid,
+            *unshare_command(), sys.executable, "-m", "pytest", "-q", "-x", "-s",
+            "-p", "no:xdist", "-p", "no:cacheprovider", request.node.nodeid,
         ]  # fmt: skip
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-        child = subprocess.run(
-            command,
-            cwd=request.config.rootpath,
-            env=environment | {_INSIDE: "1"},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=CHILD_TIMEOUT_S,
-        )
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        try:
+            child = subprocess.run(
+                command,
+                cwd=request.config.rootpath,
+                env=environment | {_INSIDE: "1"},
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=CHILD_TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired as error:
+            said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout
+            raise AssertionError(
+                f"not over after {CHILD_TIMEOUT_S} s; in the namespace:\n{(said or '')[-8000:]}"
+            ) from None
         assert child.returncode == 0, f"in the namespace:\n{child.stdout[-8000:]}"
+        print(child.stdout)
 
     # pytest passes `request` only to functions that name it.
-    import inspect
-
     signature = inspect.signature(function)
-    parameters = [*signature.parameters.values(), inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)]
+    parameters = [
+        *signature.parameters.values(),
+        inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY),
+    ]
     wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return wrapper

@@ -1,4 +1,7 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from acceltcp.abi.cookie import (
     COOKIE_PLAIN,
     COOKIE_TIMESTAMPS,
@@ -11,8 +14,6 @@ from acceltcp.abi.cookie import (
     siphash_2_4,
 )
 from acceltcp.abi.wire import MSS_DEFAULT_IPV4, MSS_DEFAULT_IPV6, WSCALE_MAX
-from hypothesis import given
-from hypothesis import strategies as st
 
 KEY = bytes(range(16))
 OFFER = {

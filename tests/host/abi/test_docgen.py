@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from acceltcp.abi import docgen, messages, registers, wire
 
 

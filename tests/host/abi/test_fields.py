@@ -1,7 +1,8 @@
 import pytest
-from acceltcp.abi.fields import Field, Header, Message
 from hypothesis import given
 from hypothesis import strategies as st
+
+from acceltcp.abi.fields import Field, Header, Message
 
 FIELDS = (Field("a", 4, "A."), Field("b", 12, "B."), Field("_gap", 8), Field("c", 40, "C."))
 MESSAGE = Message("M", "A message.", *FIELDS)

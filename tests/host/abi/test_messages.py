@@ -1,6 +1,7 @@
 import enum
 
 import pytest
+
 from acceltcp.abi import messages
 from acceltcp.abi.messages import (
     COMMAND,

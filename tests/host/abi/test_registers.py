@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from acceltcp.abi import registers
 from acceltcp.abi.registers import (
     BAR0_BYTES,

@@ -1,6 +1,11 @@
 import ipaddress
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scapy.layers import inet, inet6, l2
+from scapy.layers.l2 import Dot1Q, Ether
+
 from acceltcp.abi.wire import (
     ARP,
     ETHERNET,
@@ -15,10 +20,6 @@ from acceltcp.abi.wire import (
     TCPFlag,
     TCPOption,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scapy.layers import inet, inet6, l2
-from scapy.layers.l2 import Dot1Q, Ether
 
 
 def values(header):

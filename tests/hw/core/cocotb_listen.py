@@ -86,7 +86,9 @@ async def full_table(dut):
     listeners = []
     for number in range(size):
         v6 = number % 3 == 1
-        listener = Listener(1000 + number, ipv6=v6, mss=600 + number, address=None if number % 2 else 0x0A00_0001)
+        listener = Listener(
+            1000 + number, ipv6=v6, mss=600 + number, address=None if number % 2 else 0x0A00_0001
+        )
         listeners.append(await tb.listen(listener))
     assert sorted(listener.index for listener in listeners) == list(range(size))
     for _ in range(2):
@@ -171,12 +173,14 @@ async def commands_from_every_queue(dut):
     for number, queue in tb.queues.items():
         for count in range(each):
             listener = Listener(1000 + 100 * number + count, queue=number)
-            queue.command_raw(LISTEN_COMMAND.pack(**listener.command(tag=count + 1)), offset=tb.rng.randrange(64))
+            queue.command_raw(
+                LISTEN_COMMAND.pack(**listener.command(tag=count + 1)), offset=tb.rng.randrange(64)
+            )
     for queue in tb.queues.values():
         await queue.ring_tx()
     indices = set()
     for number, queue in tb.queues.items():
-        for count, event in enumerate(await queue.take_events(each)):
+        for count, event in enumerate(await queue.take_events(each, within_us=400)):
             assert (event["status"], event["tag"], event["queue"]) == (Status.OK, count + 1, number)
             assert event["index"] == count
             indices.add(event["value"])
@@ -199,7 +203,7 @@ async def commands_in_a_row(dut):
         raw = LISTEN_COMMAND.pack(**Listener(port).command(opcode, tag=0xABC0_0000 + number))
         expected.append((queue.command_raw(raw), 0xABC0_0000 + number, Status.OK))
     await queue.ring_tx()
-    events = await queue.take_events(len(expected))
+    events = await queue.take_events(len(expected), within_us=800)
     assert [(e["index"], e["tag"], e["status"]) for e in events] == expected
     tb.rx[0].send(Client(server_port=200).syn())
     received = await queue.receive_one()

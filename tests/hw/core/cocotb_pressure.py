@@ -78,7 +78,7 @@ async def stopped_wire(dut):
     queue, listener = tb.queues[0], await tb.listen()
     stopped = True
     tb.tx[0].pause = lambda: stopped
-    names = ("setup_syn", "setup_syn_ack", "setup_drop_busy", "rx_host_packets", "tx_packets")
+    names = ("setup_syn", "setup_syn_ack", "setup_drop_busy", "rx_drop_full", "rx_host_packets", "tx_packets")
     before = await tb.counters(*names)
     syns = [Client(1000 + number).syn() for number in range(150)]
     for syn in syns:
@@ -95,7 +95,10 @@ async def stopped_wire(dut):
     assert (await queue.run({"opcode": 0}))["status"] == Status.OK
     stopped = False
     moved = await tb.changes(before)
-    assert moved["setup_syn"] == len(syns) == moved["setup_syn_ack"] + moved["setup_drop_busy"]
+    # An iterative hash does not keep up with the wire; the receive buffer drops what it cannot hold.
+    full = 0 if tb.config.pipelined_hash else moved.get("rx_drop_full", 0)
+    assert moved["setup_syn"] + full == len(syns), moved
+    assert moved["setup_syn"] == moved["setup_syn_ack"] + moved["setup_drop_busy"], moved
     assert moved["tx_packets"] == moved["setup_syn_ack"] == len(tb.tx[0].frames)
     tb.tx[0].frames.clear()
     await tb.alive(listener)

@@ -30,7 +30,7 @@ CONFIGS = {
     "width8": NicConfig(
         width=8, rx_buffer_beats=512, tx_buffer_beats=512, max_frame=1514, packets=32, pipelined_hash=False, **SMALL
     ),
-    "ports2": NicConfig(width=64, ports=2, rx_buffer_beats=64, tx_buffer_beats=64, max_frame=1514, packets=256, **SMALL),
+    "ports2": NicConfig(width=64, ports=2, rx_buffer_beats=256, tx_buffer_beats=64, max_frame=1514, packets=256, **SMALL),
 }
 MODULES = (
     "registers", "listen", "setup", "rx", "tx", "bad_frames", "bad_host", "pressure", "interrupts", "random",

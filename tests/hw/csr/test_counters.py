@@ -1,9 +1,9 @@
 import random
 
 import pytest
-from acceltcp.abi.registers import COUNTERS
 from amaranth import Value
 
+from acceltcp.abi.registers import COUNTERS
 from hw.config import NicConfig
 from hw.csr.counters import Counters, increments_layout
 from tests.hw.simulate import run

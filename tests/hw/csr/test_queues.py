@@ -1,8 +1,8 @@
 import random
 
 import pytest
-from acceltcp.abi.registers import QUEUE, Access, QueueState
 
+from acceltcp.abi.registers import QUEUE, Access, QueueState
 from hw.config import NicConfig
 from hw.csr.bus import queue_word
 from hw.csr.queues import QueueRegisters

@@ -1,6 +1,10 @@
 import random
 
 import pytest
+from amaranth import Module, ResetInserter
+from amaranth.lib import wiring
+from amaranth.lib.wiring import connect
+
 from acceltcp.abi.registers import (
     BLOCKS,
     CONTROL,
@@ -18,10 +22,6 @@ from acceltcp.abi.registers import (
     QueueState,
     map_hash,
 )
-from amaranth import Module, ResetInserter
-from amaranth.lib import wiring
-from amaranth.lib.wiring import connect
-
 from hw.config import NicConfig
 from hw.csr.counters import Counters
 from hw.csr.registers import RegisterFile

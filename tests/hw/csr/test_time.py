@@ -1,11 +1,11 @@
 import random
 
 import pytest
-from acceltcp.abi.registers import TIME
 from amaranth import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import connect
 
+from acceltcp.abi.registers import TIME
 from hw.csr.time import Clock, Secret, SecretPort, TimePort
 from tests.hw.simulate import run
 

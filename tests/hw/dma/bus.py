@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from acceltcp.abi.registers import QUEUE
-
 from hw.csr.bus import queue_word
 
 __all__ = ["disable_queue", "enable_queue", "ring_doorbell", "set_ring", "write_queue"]

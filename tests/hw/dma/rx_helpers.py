@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from acceltcp.abi.registers import QUEUE
-from amaranth import Signal, Value
-from amaranth.back import verilog
 from amaranth.lib import data
 
+from acceltcp.abi.registers import QUEUE
 from hw.csr.bus import queue_word
 
-__all__ = ["converts", "enable", "strobes", "write"]
-
-
-def converts(component: Any) -> str:
-    """Verilog of a component, `always_ready` streams allowed."""
-    values = (Value.cast(value) for _, _, value in component.signature.flatten(component))
-    return verilog.convert(component, ports=[v for v in values if isinstance(v, Signal)])
+__all__ = ["enable", "strobes", "write"]
 
 
 async def write(ctx: Any, bus: Any, queue: int, register: str, value: int) -> None:

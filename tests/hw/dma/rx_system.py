@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from acceltcp.abi.messages import EVENT, RX_COMPLETION, RX_FREE
 from amaranth import Module, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
+from acceltcp.abi.messages import EVENT, RX_COMPLETION, RX_FREE
 from hw.config import NicConfig
 from hw.csr.bus import QueueBus
 from hw.dma.axi import AxiMasterSignature

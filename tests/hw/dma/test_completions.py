@@ -3,17 +3,15 @@
 import random
 
 import pytest
-from acceltcp.abi.messages import RX_COMPLETION, EventType, Status
 from amaranth import Value
 from amaranth.lib import data
 
+from acceltcp.abi.messages import RX_COMPLETION, EventType, Status
 from hw.dma.completions import RxComplete
 from hw.dma.events import EventRequest
 from hw.dma.ring import RingEntry
 from hw.dma.rx_allocate import RxRecord
-from tests.hw.simulate import always, collect, feed, run, sometimes
-
-from .rx_helpers import converts
+from tests.hw.simulate import always, collect, converts, feed, run, sometimes
 
 RECORD = data.Layout.cast(RxRecord)
 

@@ -12,10 +12,9 @@ from amaranth.lib import data
 
 from hw.config import NicConfig
 from hw.dma.descriptors import DescriptorFetch, Popped
-from tests.hw.dma.build import to_verilog
 from tests.hw.dma.bus import disable_queue, enable_queue, ring_doorbell, set_ring
 from tests.hw.dma.memory import Memory, Traffic, serve_reads
-from tests.hw.simulate import always, run, sometimes
+from tests.hw.simulate import always, converts, run, sometimes
 
 BASE = 0x12_3456_7000
 
@@ -328,7 +327,7 @@ def test_hold_starts_no_burst() -> None:
 
 @pytest.mark.parametrize("queues", [1, 64])
 def test_converts(queues: int) -> None:
-    assert "module" in to_verilog(fetcher(queues, 256))
+    converts(fetcher(queues, 256))
 
 
 def test_refuses_bad_parameters() -> None:

@@ -8,10 +8,10 @@ import pytest
 from hw.config import NicConfig
 from hw.dma.entry_writer import EntryWriter
 from hw.dma.ring import ENTRY_BYTES
-from tests.hw.simulate import feed, run, sometimes
+from tests.hw.simulate import converts, feed, run, sometimes
 
 from .memory import Memory, Traffic, serve_writes
-from .rx_helpers import converts, enable, strobes
+from .rx_helpers import enable, strobes
 
 CONFIG = NicConfig(queues=4, writes=16)
 

@@ -4,15 +4,15 @@ import random
 from functools import partial
 
 import pytest
-from acceltcp.abi.messages import EVENT, EventType, Status
 from amaranth import Value
 
+from acceltcp.abi.messages import EVENT, EventType, Status
 from hw.config import NicConfig
 from hw.dma.events import DoorbellEvents, EventArbiter, EventWriter
-from tests.hw.simulate import feed, run, sometimes
+from tests.hw.simulate import converts, feed, run, sometimes
 
 from .memory import Memory, Traffic, serve_writes
-from .rx_helpers import converts, enable, strobes, write
+from .rx_helpers import enable, strobes, write
 
 CONFIG = NicConfig(queues=4, writes=32)
 

@@ -3,13 +3,13 @@
 import random
 
 import pytest
-from acceltcp.abi.registers import QUEUE
 
+from acceltcp.abi.registers import QUEUE
 from hw.config import NicConfig
 from hw.dma.interrupts import Interrupts
-from tests.hw.simulate import run
+from tests.hw.simulate import converts, run
 
-from .rx_helpers import converts, enable, write
+from .rx_helpers import enable, write
 
 
 def arm(ctx, dut, queue, completions=0, events=0):

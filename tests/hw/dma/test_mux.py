@@ -9,10 +9,9 @@ from amaranth.lib import data
 
 from hw.dma.axi import ReadBeat, WriteBeat
 from hw.dma.mux import AxiMaster
-from tests.hw.simulate import always, run, sometimes
+from tests.hw.simulate import always, converts, run, sometimes
 
 from .memory import Memory, Traffic, serve_axi_reads, serve_axi_writes
-from .rx_helpers import converts
 
 READ_DATA = data.Layout.cast(ReadBeat)
 

@@ -7,9 +7,9 @@ import pytest
 from hw.config import NicConfig
 from hw.csr.bus import queue_word
 from hw.dma.ring import RefusedDoorbells, RingSlots
-from tests.hw.simulate import collect, run, sometimes
+from tests.hw.simulate import collect, converts, run, sometimes
 
-from .rx_helpers import converts, write
+from .rx_helpers import write
 
 CONFIG = NicConfig(queues=4, writes=16)
 

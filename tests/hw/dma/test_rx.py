@@ -4,13 +4,13 @@ import itertools
 import random
 
 import pytest
-from acceltcp.abi.messages import EventType, Status
 
+from acceltcp.abi.messages import EventType, Status
 from hw.config import NicConfig
 from hw.dma.rx import RxDma
-from tests.hw.simulate import sometimes
+from tests.hw.simulate import converts, sometimes
 
-from .rx_helpers import converts, write
+from .rx_helpers import write
 from .rx_system import Buffer, Packet, Queue, Rig, scattered
 
 BASE = 0x7_0000_0000

@@ -4,16 +4,16 @@ import random
 from collections import deque
 
 import pytest
-from acceltcp.abi.messages import RX_COMPLETION, RX_FREE, Status
 from amaranth import Value
 from amaranth.lib import data
 
+from acceltcp.abi.messages import RX_COMPLETION, RX_FREE, Status
 from hw.config import NicConfig
 from hw.dma.descriptors import Popped
 from hw.dma.rx_allocate import RxAllocate, RxPlan, RxRecord
-from tests.hw.simulate import always, feed, run, sometimes
+from tests.hw.simulate import always, converts, feed, run, sometimes
 
-from .rx_helpers import converts, enable
+from .rx_helpers import enable
 from .rx_system import Packet
 
 CONFIG = NicConfig(queues=4, ports=2)

@@ -9,10 +9,9 @@ from amaranth.lib import data
 from hw.config import NicConfig
 from hw.dma.rx_allocate import RxPlan
 from hw.dma.rx_write import RxWrite
-from tests.hw.simulate import always, beats, collect, feed, run, sometimes
+from tests.hw.simulate import always, beats, collect, converts, feed, run, sometimes
 
 from .memory import Memory, Traffic, serve_writes
-from .rx_helpers import converts
 
 FILL = 0xA5
 

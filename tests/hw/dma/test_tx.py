@@ -8,19 +8,18 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
-from acceltcp.abi.messages import TX_DESCRIPTOR, EventType, Status, TxFlag, TxOpcode
 from amaranth import Value
 from amaranth.lib import data
 
+from acceltcp.abi.messages import TX_DESCRIPTOR, EventType, Status, TxFlag, TxOpcode
 from hw.config import NicConfig
 from hw.dma.events import EventRequest
 from hw.dma.tx import TxCommand, TxDma
 from hw.packet.meta import TxMeta
 from hw.stream.beat import BeatLayout
-from tests.hw.dma.build import to_verilog
 from tests.hw.dma.bus import disable_queue, enable_queue, ring_doorbell, set_ring
 from tests.hw.dma.memory import Memory, Traffic, serve_reads
-from tests.hw.simulate import always, run, sometimes
+from tests.hw.simulate import always, converts, run, sometimes
 
 RINGS = 0x9_0000_0000
 DATA = 0x5_4000_0000
@@ -383,4 +382,4 @@ def test_hold_drains_and_a_new_start_is_clean() -> None:
 
 
 def test_converts() -> None:
-    assert "module" in to_verilog(TxDma(NicConfig(queues=8)))
+    converts(TxDma(NicConfig(queues=8)))

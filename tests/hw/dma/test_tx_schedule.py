@@ -10,7 +10,7 @@ from amaranth.sim import Simulator
 
 from hw.config import NicConfig
 from hw.dma.tx_schedule import TURN, TxSchedule
-from tests.hw.dma.build import to_verilog
+from tests.hw.simulate import converts
 
 
 def schedule(waiting: list[int], cycles: int, ready: float = 1.0, hold_at: int = 1 << 30, seed: int = 0):
@@ -72,4 +72,4 @@ def test_hold_stops_but_keeps_the_offer() -> None:
 
 
 def test_converts() -> None:
-    assert "module" in to_verilog(TxSchedule(NicConfig(queues=64)))
+    converts(TxSchedule(NicConfig(queues=64)))

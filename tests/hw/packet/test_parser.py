@@ -6,14 +6,13 @@ The checksums are verified elsewhere (test_rx_front_end): here GOOD only says th
 import random
 
 import pytest
-from amaranth.back import verilog
 from amaranth.lib import data
 
 from hw.packet.meta import RxMeta
 from hw.packet.parser import HeaderParser
 from hw.packet.window import WINDOW_BYTES
 from tests.hw.packet.traffic import GOOD, cases, reference, tcp_frame
-from tests.hw.simulate import run
+from tests.hw.simulate import converts, run
 
 
 def info_of(frame):
@@ -90,4 +89,4 @@ def test_longest_header(ipv6, vlan):
 
 
 def test_converts():
-    assert "module" in verilog.convert(HeaderParser())
+    converts(HeaderParser())

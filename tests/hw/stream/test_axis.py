@@ -4,11 +4,10 @@ import random
 
 import pytest
 from amaranth import Module
-from amaranth.back import verilog
 
 from hw.stream.axis import AxisSink, AxisSource
 from hw.stream.checker import checked
-from tests.hw.simulate import always, beats, collect, feed, packets, run, sometimes
+from tests.hw.simulate import always, beats, collect, converts, feed, packets, run, sometimes
 
 
 @pytest.mark.parametrize("width", (8, 32, 64))
@@ -80,4 +79,4 @@ def test_malformed_keep_becomes_an_error(always_ready):
 
 @pytest.mark.parametrize("dut", (AxisSink(64), AxisSource(64), AxisSource(8, always_ready=False)))
 def test_converts(dut):
-    assert "module" in verilog.convert(dut)
+    converts(dut)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from acceltcp.abi.messages import LISTEN_COMMAND, RX_COMPLETION, CommandOpcode, ListenFlag, Status
 from amaranth import Value
 from amaranth.lib import data
 
+from acceltcp.abi.messages import LISTEN_COMMAND, RX_COMPLETION, CommandOpcode, ListenFlag, Status
 from hw.config import NicConfig
 from hw.packet.meta import RxDispatch, RxMeta, SynAck
 from tests.hw.simulate import always, run

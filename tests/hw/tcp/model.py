@@ -13,13 +13,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from acceltcp.abi.cookie import COOKIE_PLAIN, COOKIE_TIMESTAMPS, MSS_CLASSES, TIMESTAMP_OPTIONS, cookie
-from acceltcp.abi.messages import ChecksumState, CommandOpcode, ListenFlag, Status, Verdict
-from acceltcp.abi.wire import EtherType, TCPFlag
 from scapy.layers.inet import IP, TCP, in4_chksum
 from scapy.layers.inet6 import IPv6, in6_chksum
 from scapy.layers.l2 import Dot1Q, Ether
 from scapy.utils import checksum, mac2str
+
+from acceltcp.abi.cookie import COOKIE_PLAIN, COOKIE_TIMESTAMPS, MSS_CLASSES, TIMESTAMP_OPTIONS, cookie
+from acceltcp.abi.messages import ChecksumState, CommandOpcode, ListenFlag, Status, Verdict
+from acceltcp.abi.wire import EtherType, TCPFlag
 
 __all__ = [
     "MAPPED",

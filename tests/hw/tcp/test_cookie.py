@@ -4,10 +4,10 @@
 import random
 
 import pytest
-from acceltcp.abi.cookie import MSS_CLASSES, WSCALE_NONE, cookie
 from amaranth import Module, Signal, Value
 from amaranth.lib import data
 
+from acceltcp.abi.cookie import MSS_CLASSES, WSCALE_NONE, cookie
 from hw.tcp.cookie import CookieEngine, CookieRequest, CookieTerms, compose_cookie, mss_class, mss_of_class
 from tests.hw.simulate import always, run, sometimes
 

@@ -5,9 +5,9 @@ import copy
 import random
 
 import pytest
-from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
-from amaranth import Value
+from amaranth import ResetInserter, Signal, Value
 
+from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
 from hw.config import NicConfig
 from hw.tcp.listen import ListenKey, ListenTable
 from tests.hw.simulate import always, run, sometimes
@@ -34,7 +34,9 @@ async def command(ctx, link, opcode, **values):
     await ctx.tick().until(link.command.ready)
     ctx.set(link.command.valid, 0)
     ctx.set(link.result.ready, 1)
-    status, value = await ctx.tick().sample(link.result.p.status, link.result.p.value).until(link.result.valid)
+    status, value = (
+        await ctx.tick().sample(link.result.p.status, link.result.p.value).until(link.result.valid)
+    )
     ctx.set(link.result.ready, 0)
     return status, value
 
@@ -189,11 +191,11 @@ def test_lookups_while_commands_run(entries, stalls, seed):
             await ctx.tick()
         assert hits > 10
 
-    run(dut, commands, lookups)
+    run(dut, commands, lookups, cycles=40_000)
 
 
 def test_every_entry_of_a_large_table():
-    config = NicConfig()
+    config = NicConfig(listeners=32)  # three groups of the match memory
     dut = ListenTable(config)
 
     async def bench(ctx):
@@ -210,7 +212,7 @@ def test_every_entry_of_a_large_table():
             ctx.set(dut.key, {"address": MAPPED | HOST4, "port": 1000 + step, "ipv6": 0})
             await ctx.tick()
 
-    run(dut, bench, cycles=8000)
+    run(dut, bench, cycles=40_000)
 
 
 def test_key_bits():
@@ -229,3 +231,23 @@ def test_key_bits():
         assert hits[dut.latency :] == [1] + [0] * 145
 
     run(dut, bench)
+
+
+def test_reset_empties_the_table():
+    """What the memories still hold from before matters to nobody."""
+    dut, reset = ListenTable(NicConfig(listeners=2)), Signal()
+
+    async def bench(ctx):
+        ctx.set(dut.enable, 1)
+        await command(ctx, dut.port, LISTEN, port=80, flags=ANY)
+        await command(ctx, dut.port, LISTEN, port=80, address=HOST4, queue=1)
+        ctx.set(reset, 1)
+        await ctx.tick()
+        ctx.set(reset, 0)
+        assert await look_up(ctx, dut, MAPPED | HOST4, 80, 0) is None
+        assert await command(ctx, dut.port, LISTEN, port=80, address=HOST4 + 1, queue=2) == (Status.OK, 0)
+        assert await look_up(ctx, dut, MAPPED | HOST4, 80, 0) is None
+        assert (await look_up(ctx, dut, MAPPED | HOST4 + 1, 80, 0))[1] == 2
+        assert await command(ctx, dut.port, LISTEN, port=80, flags=ANY) == (Status.OK, 1)
+
+    run(ResetInserter(reset)(dut), bench)

@@ -4,8 +4,8 @@
 import random
 
 import pytest
-from acceltcp.abi.cookie import siphash_2_4
 
+from acceltcp.abi.cookie import siphash_2_4
 from hw.tcp.siphash import SipHashInput, SipHashIterative, SipHashPipeline
 from tests.hw.simulate import always, collect, feed, run, sometimes
 

@@ -2,8 +2,8 @@
 """Verdict alone: each action, with and without room for the reply."""
 
 import pytest
-from acceltcp.abi.cookie import COOKIE_PLAIN, COOKIE_TIMESTAMPS
 
+from acceltcp.abi.cookie import COOKIE_PLAIN, COOKIE_TIMESTAMPS
 from hw.tcp.records import Action
 from hw.tcp.verdict import Verdict
 from tests.hw.simulate import run
