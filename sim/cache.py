@@ -10,10 +10,14 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-__all__ = ["ROOT", "build_once", "cache_directory", "content_hash"]
+__all__ = ["ROOT", "BuildError", "build_once", "cache_directory", "content_hash"]
 
 ROOT = Path(__file__).resolve().parent.parent
 """Root of the source tree, or of the installed packages."""
+
+
+class BuildError(RuntimeError):
+    """A tool is missing or has failed; the message holds what it said."""
 
 
 def cache_directory() -> Path:

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cache import ROOT
+from .cache import ROOT, BuildError
 from .device import Shell, ShellError, open_nic
 from .pcap import PcapError, PcapWriter
 from .server import PciDevice, Server
 from .simulator import Clock, Nic, Simulator
-from .verilate import BuildError
 from .wires import Captured, Impaired, Impairment, NullWire, PairWire, ReplayWire, TapWire, Wire
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cache import ROOT, build_once, cache_directory, content_hash
+from .cache import ROOT, BuildError, build_once, cache_directory, content_hash
 
 if TYPE_CHECKING:
     from hw.config import NicConfig
@@ -23,12 +23,18 @@ TOP_MODULE = "acceltcp_nic"
 
 
 def source_hash() -> str:
-    """Hash of everything the Verilog is made from, except the configuration."""
+    """Hash of everything the Verilog is made from, except the configuration.
+
+    Raises `BuildError` without Amaranth.
+    """
     import acceltcp.abi
 
     abi = Path(acceltcp.abi.__file__).parent
-    files = sorted((ROOT / "hw").rglob("*.py")) + sorted(abi.glob("*.py"))
-    parts: list[str | Path] = [importlib.metadata.version("amaranth")]
+    files = sorted((ROOT / "hw").rglob("*.py")) + sorted(abi.glob("*.py")) + [Path(__file__)]
+    try:
+        parts: list[str | Path] = [importlib.metadata.version("amaranth")]
+    except importlib.metadata.PackageNotFoundError:
+        raise BuildError("Amaranth is not installed, which the core is made with: pip install 'acceltcp[sim]'") from None
     for file in files:
         parts += [file.name, file]
     return content_hash(parts)

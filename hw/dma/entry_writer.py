@@ -13,7 +13,8 @@ from amaranth.lib.wiring import In, Out
 from ..csr.bus import QUEUE_BITS, QueueBus
 from ..stream.fifo import StreamFifo
 from .axi import WriteBeat, WritePort
-from .ring import ENTRY_BYTES, LOG2_BITS, Posted, RingEntry, bus_memory
+from .queue_memory import bus_memory
+from .ring import ENTRY_BYTES, LOG2_BITS, Posted, RingEntry
 
 __all__ = ["EntryWriter"]
 
@@ -61,9 +62,9 @@ class EntryWriter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, ring = self._config, self._ring
-        sizes = bus_memory(m, config, self.bus, "sizes", f"{ring}_size", LOG2_BITS)
-        lows = bus_memory(m, config, self.bus, "lows", f"{ring}_base_low", 32)
-        highs = bus_memory(m, config, self.bus, "highs", f"{ring}_base_high", 32)
+        sizes = bus_memory(m, config.queues, self.bus, "sizes", f"{ring}_size", LOG2_BITS)
+        lows = bus_memory(m, config.queues, self.bus, "lows", f"{ring}_base_low", 32)
+        highs = bus_memory(m, config.queues, self.bus, "highs", f"{ring}_base_high", 32)
 
         # Stage 1: look up the ring. Stage 2: phase and offset. Stage 3: address.
         stage = [Signal(RingEntry, name=f"entry{k}", reset_less=True) for k in (1, 2, 3)]

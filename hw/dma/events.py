@@ -17,13 +17,12 @@ from acceltcp.abi.messages import EVENT, EventType, Status
 from ..abi import message_layout
 from ..counts import counts_layout
 from ..csr.bus import QueueBus
-from ..stream.buffer import StreamBuffer
+from ..stream.merge import StreamMerge
 from .axi import WritePort
 from .entry_writer import EntryWriter
-from .mux import round_robin
 from .ring import Posted, QueueNumber, RingEntry, RingSlots
 
-__all__ = ["DoorbellEvents", "EventArbiter", "EventRequest", "EventWriter"]
+__all__ = ["DoorbellEvents", "EventRequest", "EventWriter"]
 
 
 class EventRequest(data.Struct):
@@ -31,50 +30,6 @@ class EventRequest(data.Struct):
 
     queue: 8
     event: message_layout(EVENT)
-
-
-class EventArbiter(wiring.Component):
-    """Several event streams into one, round robin. Latency 1, one per cycle, `o` registered.
-
-    Members
-    -------
-    i : In(stream.Signature(EventRequest)), one per source
-    o : Out(stream.Signature(EventRequest))
-    idle : Out(1)
-        Nothing is offered or held.
-    """
-
-    def __init__(self, inputs):
-        if not isinstance(inputs, int) or inputs < 1:
-            raise ValueError(f"inputs must be at least 1, not {inputs!r}")
-        super().__init__(
-            {
-                "i": In(stream.Signature(EventRequest)).array(inputs),
-                "o": Out(stream.Signature(EventRequest)),
-                "idle": Out(1),
-            }
-        )
-
-    def elaborate(self, platform):
-        m = Module()
-        inputs = len(self.i)
-        m.submodules.buffer = buffer = StreamBuffer(EventRequest)
-        connect(m, buffer.o, flipped(self.o))
-        wanted = Signal(inputs)
-        pick, last = Signal(range(max(2, inputs))), Signal(range(max(2, inputs)))
-        m.d.comb += [
-            wanted.eq(Cat(i.valid for i in self.i)),
-            buffer.i.valid.eq(wanted.any()),
-            self.idle.eq(~wanted.any() & ~buffer.o.valid),
-        ]
-        round_robin(m, wanted, last, pick)
-        with m.If(wanted.any() & buffer.i.ready):
-            m.d.sync += last.eq(pick)
-        with m.Switch(pick):
-            for k, i in enumerate(self.i):
-                with m.Case(k):
-                    m.d.comb += [buffer.i.payload.eq(i.payload), i.ready.eq(buffer.i.ready)]
-        return m
 
 
 class DoorbellEvents(wiring.Component):
@@ -153,7 +108,7 @@ class EventWriter(wiring.Component):
         connect(m, flipped(self.write), writer.write)
 
         # Stage 1: one source per cycle. This ring's own refused doorbells are one of them.
-        m.submodules.request = request = EventArbiter(self._inputs + 1)
+        m.submodules.request = request = StreamMerge(EventRequest, self._inputs + 1)
         m.submodules.doorbells = doorbells = DoorbellEvents()
         connect(m, slots.doorbell_error, doorbells.i)
         connect(m, doorbells.o, request.i[self._inputs])

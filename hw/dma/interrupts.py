@@ -17,7 +17,8 @@ from amaranth.lib.wiring import In, Out
 
 from ..counts import counts_layout
 from ..csr.bus import QUEUE_BITS, QueueBus, queue_word
-from .ring import Posted, queue_memory
+from .queue_memory import queue_memory
+from .ring import Posted
 
 __all__ = ["Interrupts"]
 
@@ -77,7 +78,7 @@ class Interrupts(wiring.Component):
 
         def memory(name, shape, strobe, queue, value, some=1):
             """Write port to `queue`, and, registered, what the queue decided on has (0 unless `some`)."""
-            mem = queue_memory(m, self._config, name, shape)
+            mem = queue_memory(m, queues, name, shape)
             write, read = mem.write_port(), mem.read_port(domain="comb")
             m.d.comb += [
                 write.addr.eq(queue),

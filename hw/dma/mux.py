@@ -26,9 +26,10 @@ from ..config import AXI_BYTES
 from ..counts import counts_layout
 from ..stream.buffer import StreamBuffer
 from ..stream.fifo import StreamFifo
+from ..stream.round_robin import round_robin
 from .axi import AXI_ID_BITS, AxiMasterSignature, ReadPort, ReadRequest, WriteBeat, WritePort
 
-__all__ = ["AxiMaster", "ReadMux", "WriteMux", "round_robin"]
+__all__ = ["AxiMaster", "ReadMux", "WriteMux"]
 
 _READ_COUNTS = ("axi_read_errors", "axi_read_bytes")
 _WRITE_COUNTS = ("axi_write_errors", "axi_write_bytes")
@@ -49,19 +50,6 @@ def _flat(prefixes):
 def _check_requesters(name, count):
     if not isinstance(count, int) or not 1 <= count <= 1 << AXI_ID_BITS:
         raise ValueError(f"{name} must be from 1 to {1 << AXI_ID_BITS}, not {count!r}")
-
-
-def round_robin(m, wanted, last, pick):
-    """Set `pick` to the first wanted requester after `last`."""
-    count = len(wanted)
-    with m.Switch(last):
-        for at in range(count):
-            with m.Case(at):
-                # The last assignment wins: go from the least favoured to the most.
-                for distance in range(count, 0, -1):
-                    candidate = (at + distance) % count
-                    with m.If(wanted[candidate]):
-                        m.d.comb += pick.eq(candidate)
 
 
 class ReadMux(wiring.Component):

@@ -1,4 +1,4 @@
-"""`QueueMemory`: a number per queue in distributed memory.
+"""A number per queue in distributed memory: `QueueMemory`, and the bare memories it is made of.
 
 Reads are combinational, one write per cycle takes effect in the next; so state can be read, changed
 and written back in one cycle, for a different queue or the same one in every cycle. Reset does not
@@ -10,9 +10,28 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from ..csr.bus import QUEUE_BITS
+from ..csr.bus import QUEUE_BITS, queue_word
 
-__all__ = ["QueueMemory"]
+__all__ = ["QueueMemory", "bus_memory", "queue_memory"]
+
+
+def queue_memory(m, queues, name, shape):
+    """A memory with one word per queue, a submodule of `m`; its ports are the caller's."""
+    memory = Memory(shape=shape, depth=max(2, queues), init=[], attrs={"ram_style": "distributed"})
+    m.submodules[name] = memory
+    return memory
+
+
+def bus_memory(m, queues, bus, name, word, bits):
+    """A `queue_memory` that follows one register on the bus."""
+    memory = queue_memory(m, queues, name, bits)
+    write = memory.write_port()
+    m.d.comb += [
+        write.addr.eq(bus.queue),
+        write.data.eq(bus.data),
+        write.en.eq(bus.write & (bus.word == queue_word(word)) & (bus.queue < queues)),
+    ]
+    return memory
 
 
 class QueueMemory(wiring.Component):
@@ -38,9 +57,7 @@ class QueueMemory(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = memory = Memory(
-            shape=self._width, depth=max(self._queues, 2), init=[], attrs={"ram_style": "distributed"}
-        )
+        memory = queue_memory(m, self._queues, "memory", self._width)
         write = memory.write_port()
         m.d.comb += [
             write.en.eq(self.write),

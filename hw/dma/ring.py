@@ -14,7 +14,6 @@ Latencies, overflow and reset: see the components. Entries are written by `Entry
 
 from amaranth import *
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, Signature, connect, flipped
 
 from acceltcp.abi.messages import RX_COMPLETION
@@ -22,6 +21,7 @@ from acceltcp.abi.messages import RX_COMPLETION
 from ..counts import counts_layout
 from ..csr.bus import QUEUE_BITS, QueueBus, queue_word
 from .picker import RoundPicker
+from .queue_memory import bus_memory, queue_memory
 
 __all__ = [
     "ENTRY_BYTES",
@@ -33,8 +33,6 @@ __all__ = [
     "RefusedDoorbells",
     "RingEntry",
     "RingSlots",
-    "bus_memory",
-    "queue_memory",
 ]
 
 ENTRY_BYTES = RX_COMPLETION.size
@@ -97,27 +95,6 @@ class FinishPort(Signature):
                 "index": In(16),
             }
         )
-
-
-def queue_memory(m, config, name, shape):
-    """A small memory with one word per queue; returns the memory. Contents are not reset."""
-    memory = Memory(
-        shape=shape, depth=max(2, config.queues), init=[], attrs={"ram_style": "distributed"}
-    )
-    m.submodules[name] = memory
-    return memory
-
-
-def bus_memory(m, config, bus, name, word, bits):
-    """A `queue_memory` that follows one register on the bus."""
-    memory = queue_memory(m, config, name, bits)
-    write = memory.write_port()
-    m.d.comb += [
-        write.addr.eq(bus.queue),
-        write.data.eq(bus.data),
-        write.en.eq(bus.write & (bus.word == queue_word(word)) & (bus.queue < config.queues)),
-    ]
-    return memory
 
 
 class RefusedDoorbells(wiring.Component):
@@ -233,12 +210,12 @@ class RingSlots(wiring.Component):
         with m.If(enable):
             m.d.sync += enabled.bit_select(queue, 1).eq(1)
 
-        sizes = bus_memory(m, config, self.bus, "sizes", f"{ring}_size", LOG2_BITS)
+        sizes = bus_memory(m, config.queues, self.bus, "sizes", f"{ring}_size", LOG2_BITS)
         # Free-running counts per queue: claims, claims given back, slots used, slots consumed.
-        claimed = queue_memory(m, config, "claimed", 16)
-        returned = queue_memory(m, config, "returned", 16)
-        produced = queue_memory(m, config, "produced", 16)
-        consumed = queue_memory(m, config, "consumed", 16)
+        claimed = queue_memory(m, config.queues, "claimed", 16)
+        returned = queue_memory(m, config.queues, "returned", 16)
+        produced = queue_memory(m, config.queues, "produced", 16)
+        consumed = queue_memory(m, config.queues, "consumed", 16)
 
         def count(memory, at, strobe, new):
             """Write `new`, or 0 while a queue is enabled."""

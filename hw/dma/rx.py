@@ -26,12 +26,13 @@ from ..csr.bus import QueueBus
 from ..packet.meta import RxDispatch
 from ..stream.beat import packet_stream
 from ..stream.fifo import StreamFifo
+from ..stream.merge import StreamMerge
 from ..stream.width import Upsizer
 from .axi import ReadPort, WritePort
 from .completions import RxComplete
 from .descriptors import DescriptorFetch
 from .entry_writer import EntryWriter
-from .events import DoorbellEvents, EventArbiter, EventRequest
+from .events import DoorbellEvents, EventRequest
 from .ring import Posted
 from .rx_allocate import TAKE, RxAllocate, RxRecord
 from .rx_write import RxWrite
@@ -133,7 +134,7 @@ class RxDma(wiring.Component):
                 connect(m, upsizer.o, writer.packets[port])
 
         # Events of three origins.
-        m.submodules.joined = joined = EventArbiter(3)
+        m.submodules.joined = joined = StreamMerge(EventRequest, 3)
         m.submodules.free_doorbells = free_doorbells = DoorbellEvents()
         m.submodules.head_doorbells = head_doorbells = DoorbellEvents()
         connect(m, fetch.doorbell_error, free_doorbells.i)

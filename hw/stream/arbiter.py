@@ -15,6 +15,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from .beat import BeatLayout, packet_stream
 from .buffer import SkidBuffer
+from .round_robin import round_robin
 
 __all__ = ["PacketArbiter"]
 
@@ -45,13 +46,7 @@ class PacketArbiter(wiring.Component):
         chosen = Signal(range(n))
         m.d.comb += chosen.eq(current)
         with m.If(~inside):
-            with m.Switch(current):
-                for k in range(n):
-                    with m.Case(k):
-                        # Later assignments win: least urgent first.
-                        for other in [(k + offset) % n for offset in range(n - 1, 0, -1)]:
-                            with m.If(self.i[other].valid):
-                                m.d.comb += chosen.eq(other)
+            round_robin(m, Cat(i.valid for i in self.i), current, chosen)
         with m.Switch(chosen):
             for k in range(n):
                 with m.Case(k):

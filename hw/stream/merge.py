@@ -10,6 +10,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from .buffer import StreamBuffer
+from .round_robin import round_robin
 
 __all__ = ["StreamMerge"]
 
@@ -21,36 +22,42 @@ class StreamMerge(wiring.Component):
     -------
     i : In(stream.Signature(shape)).array(n)
     o : Out(stream.Signature(shape))
+    idle : Out(1); nothing is offered or held.
     """
 
     def __init__(self, shape, n):
         if not isinstance(n, int) or n < 1:
             raise ValueError(f"n must be at least 1, not {n!r}")
         self._shape, self._n = shape, n
-        super().__init__({"i": In(stream.Signature(shape)).array(n), "o": Out(stream.Signature(shape))})
+        super().__init__(
+            {
+                "i": In(stream.Signature(shape)).array(n),
+                "o": Out(stream.Signature(shape)),
+                "idle": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         n = self._n
+        wanted = Signal(n)
+        m.d.comb += [
+            wanted.eq(Cat(i.valid for i in self.i)),
+            self.idle.eq(~wanted.any() & ~self.o.valid),
+        ]
         if n == 1:
             connect(m, flipped(self.i[0]), flipped(self.o))
             return m
         m.submodules.buffer = buffer = StreamBuffer(self._shape)
         connect(m, buffer.o, flipped(self.o))
 
-        turn = Signal(range(n))  # the input that goes first
-        with m.Switch(turn):
-            for first in range(n):
-                with m.Case(first):
-                    with m.If(0):
-                        pass
-                    for k in [(first + offset) % n for offset in range(n)]:
-                        with m.Elif(self.i[k].valid):
-                            m.d.comb += [
-                                buffer.i.valid.eq(1),
-                                buffer.i.payload.eq(self.i[k].payload),
-                                self.i[k].ready.eq(buffer.i.ready),
-                            ]
-                            with m.If(buffer.i.ready):
-                                m.d.sync += turn.eq((k + 1) % n)
+        pick, last = Signal(range(n)), Signal(range(n), init=n - 1)
+        m.d.comb += buffer.i.valid.eq(wanted.any())
+        round_robin(m, wanted, last, pick)
+        with m.If(wanted.any() & buffer.i.ready):
+            m.d.sync += last.eq(pick)
+        with m.Switch(pick):
+            for k, i in enumerate(self.i):
+                with m.Case(k):
+                    m.d.comb += [buffer.i.payload.eq(i.payload), i.ready.eq(buffer.i.ready)]
         return m

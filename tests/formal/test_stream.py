@@ -78,6 +78,7 @@ def test_merge(n):
         queue.compare(m, dut.o, latency=1)
         for k, i in enumerate(dut.i):
             turns(m, i, Cat(fires[:k] + fires[k + 1 :]).any(), n - 1)
+        m.d.comb += Assert(dut.idle == (~Cat(i.valid for i in dut.i).any() & (queue.level == 0)))
         # Whoever asks is served at once by a free output.
         m.d.comb += Assert(Cat(fires).any() | ~Cat(i.valid for i in dut.i).any() | (queue.level != 0))
         m.d.comb += Cover(dut.o.valid & (dut.o.payload[2:] == n - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
 import socket
@@ -226,6 +227,47 @@ def test_late_duplicates() -> None:
         assert found is not None and found[1] == local
         assert world.tcp_stats()["opened"] == 1
         assert request(NIC4, 7, b"new") == b"new"
+
+
+@isolated
+@pytest.mark.slow
+def test_odd_source_address() -> None:
+    """A copy of a client's segment with another source MAC address, as a bit error makes it,
+    does not cut the client off, though he has nothing more to say."""
+    go = threading.Event()
+
+    async def answers(connection: Connection) -> None:
+        connection.write(await connection.read(1))
+        await asyncio.to_thread(go.wait, 30)
+        connection.write(b"the answer")
+        await connection.drain()
+
+    with World() as world, Sniffer() as wire:
+        world.listen(7, answers)
+        with connect(NIC4, 7) as sock:
+            sock.sendall(b"?")
+            assert sock.recv(1) == b"?"
+
+            def acknowledges(outgoing: bool, frame: bytes) -> bool:
+                tcp = tcp_of(frame)
+                return outgoing and tcp is not None and sent and not tcp[4]
+
+            sent = False
+            frame = b""
+            for outgoing, candidate in list(wire.frames()):
+                tcp = tcp_of(candidate)
+                sent = sent or (outgoing and tcp is not None and tcp[4] == b"?")
+                if acknowledges(outgoing, candidate):
+                    frame = candidate
+            if not frame:
+                frame = wire.wait(acknowledges)
+            time.sleep(0.3)  # the frame itself has come by now
+            before = world.tcp_stats()["segments"]
+            for odd in ("030000000055", "020000000055"):
+                wire.send(frame[:6] + bytes.fromhex(odd) + frame[12:])
+            wait_until("they have come", lambda: world.tcp_stats()["segments"] >= before + 2)
+            go.set()
+            assert sock.recv(100) == b"the answer"
 
 
 @isolated

@@ -154,8 +154,8 @@ class TcpEndpoint:
                 connection._reset_by_peer()
                 self._forget(key)
             else:
-                if connection.receive(segment) and view[6:12] != connection.peer.head[:6]:
-                    connection.peer = Peer(view, l3, l4, ipv6, _PORT.of(items))
+                if connection.receive(segment) and view[6:12] != connection.peer.head[:6] and not view[6] & 1:
+                    connection.moved(Peer(view, l3, l4, ipv6, _PORT.of(items)))
                 return
         ended = self._ended.get(key)
         if ended is not None:

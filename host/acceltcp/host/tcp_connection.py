@@ -215,6 +215,7 @@ class TcpConnection:
         self.settings = settings
         self.key = key
         self.peer = peer
+        self._peer_before: Peer | None = None
         self.events: ConnectionEvents | None = None
         self.error: OSError | None = None
         self.closed = False
@@ -348,6 +349,12 @@ class TcpConnection:
                 self._ack_now = True
                 self.endpoint.mark(self)
         return data
+
+    # -- where replies go ----------------------------------------------------------------
+
+    def moved(self, peer: Peer) -> None:
+        """A segment came from another MAC address: replies go there from now on."""
+        self._peer_before, self.peer = self.peer, peer
 
     # -- segments in ---------------------------------------------------------------------
 
@@ -786,6 +793,9 @@ class TcpConnection:
             self.reset_strays = True
             self._end(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
             return
+        if self._retries > 1 and self._peer_before is not None:
+            # One frame with an odd source address must not cut us off: try both in turn.
+            self._peer_before, self.peer = self.peer, self._peer_before
         self.rto = min(self.rto * 2, self.settings.max_rto)
         self.retransmit_at = now + self.rto
         if self._persisting:

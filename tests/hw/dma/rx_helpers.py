@@ -9,7 +9,7 @@ from amaranth.lib import data
 from acceltcp.abi.registers import QUEUE
 from hw.csr.bus import queue_word
 
-__all__ = ["enable", "strobes", "write"]
+__all__ = ["count_into", "enable", "strobes", "write"]
 
 
 async def write(ctx: Any, bus: Any, queue: int, register: str, value: int) -> None:
@@ -50,5 +50,17 @@ def strobes(signal: Any, log: list[Any]) -> Any:
             cycle += 1
             if valid:
                 log.append((cycle, *values))
+
+    return watch
+
+
+def count_into(dut: Any, totals: dict[str, int]) -> Any:
+    """A background testbench that adds the counter strobes of a component up."""
+
+    async def watch(ctx: Any) -> None:
+        names = [name for name, _ in dut.counts.shape()]
+        async for _, _, *values in ctx.tick().sample(*(dut.counts[name] for name in names)):
+            for name, value in zip(names, values, strict=True):
+                totals[name] = totals.get(name, 0) + value
 
     return watch

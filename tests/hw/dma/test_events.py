@@ -8,11 +8,11 @@ from amaranth import Value
 
 from acceltcp.abi.messages import EVENT, EventType, Status
 from hw.config import NicConfig
-from hw.dma.events import DoorbellEvents, EventArbiter, EventWriter
+from hw.dma.events import DoorbellEvents, EventWriter
 from tests.hw.simulate import converts, feed, run, sometimes
 
 from .memory import Memory, Traffic, serve_writes
-from .rx_helpers import enable, strobes, write
+from .rx_helpers import count_into, enable, strobes, write
 
 CONFIG = NicConfig(queues=4, writes=32)
 
@@ -40,16 +40,6 @@ class Host:
             self.heads[queue] = head + 1 & 0xFFFF
             if len(out) > 1 << log2:
                 raise AssertionError("the ring never ends")
-
-
-def count_into(dut, totals):
-    async def watch(ctx):
-        names = [name for name, _ in dut.counts.shape()]
-        async for _, _, *values in ctx.tick().sample(*(dut.counts[name] for name in names)):
-            for name, value in zip(names, values, strict=True):
-                totals[name] = totals.get(name, 0) + value
-
-    return watch
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -184,7 +174,6 @@ def test_payload_width_and_conversion():
     dut = EventWriter(CONFIG, inputs=2)
     assert len(Value.cast(dut.i[0].payload)) == 8 + EVENT.bits
     converts(dut)
-    converts(EventArbiter(3))
     converts(DoorbellEvents())
 
 

@@ -9,9 +9,10 @@ from amaranth.lib import data
 
 from hw.dma.axi import ReadBeat, WriteBeat
 from hw.dma.mux import AxiMaster
-from tests.hw.simulate import always, converts, run, sometimes
+from tests.hw.simulate import always, converts, feed, run, sometimes
 
 from .memory import Memory, Traffic, serve_axi_reads, serve_axi_writes
+from .rx_helpers import count_into
 
 READ_DATA = data.Layout.cast(ReadBeat)
 
@@ -62,29 +63,6 @@ def write_beats(address, octets, strobes=None):
     ]
 
 
-async def put(ctx, stream, values, go=always):
-    payload = Value.cast(stream.payload)
-    for value in values:
-        while not go():
-            ctx.set(stream.valid, 0)
-            await ctx.tick()
-        ctx.set(payload, value)
-        ctx.set(stream.valid, 1)
-        await ctx.tick().until(stream.ready)
-    ctx.set(stream.valid, 0)
-
-
-def counting(dut, totals):
-    names = [name for name, _ in dut.counts.shape()]
-
-    async def watch(ctx):
-        async for _, _, *values in ctx.tick().sample(*(dut.counts[name] for name in names)):
-            for name, value in zip(names, values, strict=True):
-                totals[name] = totals.get(name, 0) + value
-
-    return watch
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_reads_random(seed):
     rng = random.Random(seed)
@@ -113,7 +91,7 @@ def test_reads_random(seed):
                 request_go=sometimes(seed, 0.6), response_go=sometimes(seed + 9, 0.7), interleave=rng,
             ),
             *(keep_responses(dut.reads[k], logs[k]) for k in range(3)),
-            counting(dut, totals),
+            count_into(dut, totals),
         ],
     )
     errors = 0
@@ -159,7 +137,7 @@ def test_writes_random(address_p, data_p):
 
     def bench(k):
         async def main(ctx):
-            await put(ctx, dut.writes[k].request, beats[k], sometimes(k, 0.8))
+            await feed(ctx, dut.writes[k].request, beats[k], sometimes(k, 0.8))
             while len(logs[k]) < 15:
                 await ctx.tick()
 
@@ -182,7 +160,7 @@ def test_writes_random(address_p, data_p):
                 response_go=sometimes(3, 0.7),
             ),
             *(keep_responses(dut.writes[k], logs[k]) for k in range(3)),
-            counting(dut, totals),
+            count_into(dut, totals),
         ],
     )
     assert memory.read(0, 0x1_0000) == image[:0x1_0000]
@@ -201,7 +179,7 @@ def test_one_burst_per_cycle_from_alternating_requesters():
             beats = []
             for i in range(count):
                 beats += write_beats(k << 20 | i << 6, bytes(64))
-            await put(ctx, dut.writes[k].request, beats)
+            await feed(ctx, dut.writes[k].request, beats)
 
         return main
 
