@@ -1,5 +1,6 @@
 """PacketBuffer: a packet comes out whole and in its turn, or not a single beat of it."""
 
+import pytest
 from amaranth import *
 from amaranth.hdl import Assert, Assume, Cover
 
@@ -86,6 +87,7 @@ def body(m):
     m.d.comb += Cover(pop & out.data[0] & out.last & (beats == 2) & (ahead == 0))
 
 
+@pytest.mark.slow
 def test_whole_packets_or_nothing():
     check(Harness(body), depth=14)
     reach(Harness(body), depth=14)

@@ -23,10 +23,10 @@ CHILD_TIMEOUT_S = 540
 
 
 def unshare_command() -> list[str]:
-    """Prefix that runs a command in a new network namespace with the rights to set it up."""
-    if os.geteuid() == 0:
-        return ["unshare", "--net", "--pid", "--kill-child"]
-    return ["unshare", "--user", "--map-root-user", "--net", "--pid", "--kill-child"]
+    """Prefix that runs a command in a new network namespace with the rights to set it up; it
+    ends when the caller does, however that ends."""
+    rights = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["setpriv", "--pdeathsig", "KILL", "unshare", *rights, "--net", "--pid", "--kill-child"]
 
 
 def isolated(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import itertools
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -48,9 +50,13 @@ def bad_checksums(capture: Path) -> list[list[str]]:
     unsure = " || ".join(
         f"({name} && {name}.checksum.status != 1)" for name in ("tcp", "icmp", "icmpv6", "ip")
     )
-    return tshark(
-        capture, unsure, "frame.number", "frame.protocols", "tcp.checksum.status", "ip.checksum.status"
-    )
+    fields = ("eth.src", "tcp.seq", "tcp.len", "tcp.flags.str", "tcp.checksum", "tcp.checksum_calculated")
+    found = tshark(capture, unsure, "frame.number", *fields)
+    if found:
+        kept = Path(tempfile.gettempdir(), "acceltcp-bad-checksum.pcap")
+        shutil.copy(capture, kept)
+        print(f"the capture is kept as {kept}")
+    return found
 
 
 @isolated

@@ -121,6 +121,7 @@ def test_a_snapshot_asked_for_during_another_is_taken_after_it():
     run(dut, testbench)
 
 
+@pytest.mark.slow
 def test_totals_pass_32_bits():
     """A byte counter at full rate: the sum crosses 2**32, so the carry between halves shows."""
     dut = Counters(NicConfig(ports=2))

@@ -14,7 +14,7 @@ from hw.stream.checker import checked
 from tests.hw.packet.traffic import cases, reference, tcp_frame
 from tests.hw.simulate import always, beats, converts, packets, run, sometimes
 
-WIDTHS = (8, 32, 64)
+WIDTHS = (pytest.param(8, marks=pytest.mark.slow), pytest.param(32, marks=pytest.mark.slow), 64)
 
 
 def config_of(width, **changes):
@@ -118,7 +118,7 @@ def compare(frame, meta, port=0):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("pauses", (False, True))
+@pytest.mark.parametrize("pauses", (pytest.param(False, marks=pytest.mark.slow), True))
 def test_all_kinds(width, pauses):
     """Every kind of frame, random decisions; with and without pauses on all sides."""
     rng = random.Random(width + pauses)
@@ -226,7 +226,7 @@ def test_every_reason_to_drop():
     assert bench.packets == [frame for frame, _, _, name in steps if name == "rx_packets"]
 
 
-@pytest.mark.parametrize("width", (8, 64))
+@pytest.mark.parametrize("width", (8, pytest.param(64, marks=pytest.mark.slow)))
 def test_enable_is_looked_at_with_the_first_beat(width):
     rng = random.Random(4)
     frames = [tcp_frame(rng, payload=rng.randbytes(300)) for _ in range(4)]
@@ -246,7 +246,7 @@ def test_enable_is_looked_at_with_the_first_beat(width):
     assert bench.counts["rx_drop_disabled"] == 2
 
 
-@pytest.mark.parametrize("width", (8, 64))
+@pytest.mark.parametrize("width", (pytest.param(8, marks=pytest.mark.slow), 64))
 def test_overflow_then_recovery(width):
     """With a stuck consumer frames are lost whole and counted; what was kept is intact."""
     rng = random.Random(width)

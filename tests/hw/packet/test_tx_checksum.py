@@ -140,7 +140,7 @@ def check(cases: list[Case], width: int, *, idle=always, stall=always, meta_go=a
 
 
 @pytest.mark.parametrize("width", [8, 32, 64])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_random_frames(width: int, seed: int) -> None:
     rng = random.Random(10 * width + seed)
     cases = [frame(rng, rng.choice([0, 1, 2, rng.randrange(200), rng.randrange(1440)])) for _ in range(40)]
@@ -151,19 +151,20 @@ def test_random_frames(width: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tcp", "udp", "icmp"])
-@pytest.mark.parametrize("ipv6", [False, True])
+@pytest.mark.parametrize("ipv6", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_every_length_to_four_beats(kind: str, ipv6: bool) -> None:
     rng = random.Random(len(kind) + ipv6)
     check([frame(rng, n, kind=kind, ipv6=ipv6) for n in range(0, 200, 3)], 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [8, 64])
 def test_jumbo_frames(width: int) -> None:
     rng = random.Random(width)
     check([frame(rng, 8900 + n, kind="tcp") for n in range(2)], width)
 
 
-@pytest.mark.parametrize("width", [8, 32, 64])
+@pytest.mark.parametrize("width", [pytest.param(8, marks=pytest.mark.slow), pytest.param(32, marks=pytest.mark.slow), 64])
 def test_bad_frames_are_discarded(width: int) -> None:
     rng = random.Random(3)
     cases = [frame(rng, rng.randrange(300)) for _ in range(60)]
@@ -173,6 +174,7 @@ def test_bad_frames_are_discarded(width: int) -> None:
     check(cases, width, stall=sometimes(5, 0.8))
 
 
+@pytest.mark.slow
 def test_more_bad_frames_than_fit() -> None:
     rng = random.Random(4)
     cases = [frame(rng, 8900, kind="udp") for _ in range(5)]
@@ -209,6 +211,7 @@ def test_udp_zero_is_sent_as_ones(ipv6: bool) -> None:
     check([case], 64)
 
 
+@pytest.mark.slow
 def test_one_frame_per_cycle() -> None:
     rng = random.Random(8)
     cases = [frame(rng, 6, kind="tcp", ipv6=False, vlan=False) for _ in range(150)]

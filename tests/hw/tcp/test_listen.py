@@ -194,6 +194,7 @@ def test_lookups_while_commands_run(entries, stalls, seed):
     run(dut, commands, lookups, cycles=40_000)
 
 
+@pytest.mark.slow
 def test_every_entry_of_a_large_table():
     config = NicConfig(listeners=32)  # three groups of the match memory
     dut = ListenTable(config)

@@ -65,7 +65,7 @@ def random_batch(rng, ports, offers, count):
 
 
 @HASHES
-@pytest.mark.parametrize("ports, seed, pauses", ((1, 1, False), (2, 2, True)))
+@pytest.mark.parametrize("ports, seed, pauses", (pytest.param(1, 1, False, marks=pytest.mark.slow), (2, 2, True)))
 def test_random_traffic(pipelined, ports, seed, pauses):
     bench = make(pipelined, ports=ports)
     rng = random.Random(seed)
@@ -129,6 +129,7 @@ def verdicts(bench):
     return [data.Const(RxDispatch, number).completion.verdict for number in bench.dispatched]
 
 
+@pytest.mark.slow
 @HASHES
 def test_every_flipped_bit_of_the_acknowledgment_is_rejected(pipelined):
     bench = make(pipelined)
@@ -162,6 +163,7 @@ def test_every_flipped_bit_of_the_acknowledgment_is_rejected(pipelined):
     bench.run(scenario)
 
 
+@pytest.mark.slow
 def test_rotation():
     """A cookie lives through one rotation of the secret and not through two, also when the epoch
     counter wraps."""
@@ -253,6 +255,7 @@ def frame(ipv6, *, vlan=False, payload=b"", **tcp):
     return raw + bytes(60 - len(raw)) if len(raw) < 60 else raw
 
 
+@pytest.mark.slow
 def test_handshake_in_whole_frames():
     bench = make()
 
@@ -413,6 +416,7 @@ class Replier(wiring.Component):
         return m
 
 
+@pytest.mark.slow
 def test_flood_of_syns_is_answered_on_the_wire():
     """74-byte SYNs need two beats on the wire, and so do the replies: one per two cycles is kept
     up without a drop, and the first beat leaves at most 60 cycles after its SYN came."""

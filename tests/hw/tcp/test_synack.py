@@ -100,6 +100,7 @@ def test_every_combination(width, pauses):
             assert (facts.options.tsval, facts.options.tsecr) == (reply["tsval"], reply["tsecr"])
 
 
+@pytest.mark.slow
 def test_random_replies():
     rng = random.Random(7)
     replies = [random_reply(rng) for _ in range(300)]
