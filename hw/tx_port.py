@@ -74,7 +74,7 @@ class TxPort(wiring.Component):
             tap.i.payload.eq(pad.o.payload),
             tap.i.valid.eq(pad.o.valid & go),
             pad.o.ready.eq(tap.i.ready & go),
-            self.drained.eq(~begun & ~tap.i.valid & ~sink.tvalid),
+            self.drained.eq(~begun & ~tap.i.valid & ~sink.busy),
         ]
         with m.If(tap.i.valid):
             m.d.sync += begun.eq(~(tap.i.ready & tap.i.p.last))
@@ -82,7 +82,7 @@ class TxPort(wiring.Component):
             m.d.comb += getattr(self, name).eq(getattr(sink, name))
         m.d.comb += [
             sink.tready.eq(self.tready),
-            self.busy.eq(arbiter.o.valid | pad.o.valid | sink.tvalid),
+            self.busy.eq(arbiter.o.valid | pad.o.valid | sink.busy),
             self.counts.eq(tap.counts),
         ]
         return m

@@ -5,7 +5,7 @@ those of other requesters may overtake them. Reads are granted per burst, writes
 has no write interleaving, so a granted write burst keeps the W channel to its last beat.
 Grants go round robin.
 
-Latency: 3 cycles from a request to AR, AW or W valid (a register, a small FIFO); 2 cycles from R and
+Latency: 3 cycles from a request to AR or AW valid, 4 to W valid (a register, a small FIFO); 2 cycles from R and
 1 cycle from B to the requester. Throughput: one AR, one AW, one W beat, one
 R beat and one B per cycle, also when every burst is one beat and requesters alternate.
 AW and W leave through FIFOs of their own, so the other side may take either first.
@@ -198,7 +198,7 @@ class WriteMux(wiring.Component):
         address = data.StructLayout({"id": AXI_ID_BITS, "address": 64, "length": 8})
         beat = data.StructLayout({"data": 8 * AXI_BYTES, "strobe": AXI_BYTES, "last": 1})
         m.submodules.addresses = addresses = StreamFifo(address, 16, kind="lutram")
-        m.submodules.beats = beats = StreamFifo(beat, 16, kind="lutram")
+        m.submodules.beats = beats = StreamFifo(beat, 16, kind="block")
 
         # Grant per burst; a burst's owner keeps the W channel to its last beat.
         wanted = Signal(n)

@@ -5,7 +5,7 @@
       DescriptorFetch  |                                                   | answers
       (free buffers)    \\-- records --> FIFO ------------------------> RxComplete -> EntryWriter
 
-Latency: about 12 cycles from `dispatch` to `take`, 6 from a packet's beat to its write, 7 from
+Latency: about 12 cycles from `dispatch` to `take`, 8 from a packet's beat to its write, 7 from
 the last answer to the completion's write. Throughput: one line of 64 bytes per cycle; with
 one-line packets to one queue two packets in three bus beats, for as long as `config.writes`
 packets hide the bus's latency. Ordering: completions of a queue are written in the order of

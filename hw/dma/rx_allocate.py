@@ -11,8 +11,8 @@ claimed and a buffer is popped, so whatever is taken can be finished. In order:
   gives the buffer back;
 * else the packet is taken, and a plan tells the payload writer where it goes.
 
-Latency: about 12 cycles from `dispatch` to `take`, `plan` and `records` (5 of them in the
-descriptor fetch). Throughput: one packet per cycle. `dispatch.ready` depends on registers only; outputs are registered.
+Latency: about 12 cycles from `dispatch` to `take` (5 of them in the descriptor fetch), one more
+to `plan` and `records`. Throughput: one packet per cycle. `dispatch.ready` depends on registers only; outputs are registered.
 Overflow: stalls `dispatch`. Reset: forgets what is under way; every queue is off.
 """
 
@@ -116,7 +116,7 @@ class RxAllocate(wiring.Component):
         # Stage 1: claim a slot, then ask for a buffer.
         s1, s1_valid, s1_go = Signal(RxDispatch, reset_less=True), Signal(), Signal()
         waiting = data.StructLayout({"dispatch": RxDispatch, "wants": 1, "full": 1})
-        m.submodules.pending = pending = StreamFifo(waiting, _PENDING, kind="lutram")
+        m.submodules.pending = pending = StreamFifo(waiting, _PENDING, kind="block")
         pop_valid, pop_queue = Signal(), Signal(QUEUE_BITS, reset_less=True)
         open_ = Signal()
         wants = Signal()
@@ -245,7 +245,7 @@ class RxAllocate(wiring.Component):
                 m.d.sync += record.completion.length.eq(0)
 
         # All three leave in the same cycle. Each `ready` below stays until it is used.
-        m.submodules.plans = plans = StreamFifo(RxPlan, _TAKES, kind="lutram")
+        m.submodules.plans = plans = StreamFifo(RxPlan, _TAKES, kind="block")
         connect(m, plans.o, flipped(self.plan))
         ready = Signal()
         with m.Switch(port):
@@ -256,7 +256,7 @@ class RxAllocate(wiring.Component):
                 with m.Case(k):
                     m.d.comb += [ready.eq(takes.i.ready), takes.i.valid.eq(valid & go)]
                 m.d.comb += takes.i.payload.keep.eq(keep)
-        m.submodules.held = held = StreamFifo(RxRecord, 4, kind="lutram")
+        m.submodules.held = held = StreamFifo(RxRecord, 4, kind="block")
         connect(m, held.o, flipped(self.records))
         m.d.comb += [
             go.eq(ready & plans.i.ready & held.i.ready),

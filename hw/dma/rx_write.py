@@ -1,11 +1,11 @@
 """Receive DMA, second part: writes packet bytes to buffers at any byte address.
 
-A barrel shifter turns each beat to the byte lanes of its buffer in two steps (by multiples of 8
-lanes, then by 0 to 7); a line takes its upper lanes from the beat turned now and its lower
+A barrel shifter turns each beat to the byte lanes of its buffer in three steps (by multiples of
+16 lanes, of 4, then by 0 to 3); a line takes its upper lanes from the beat turned now and its lower
 lanes from the one before. Strobes cover the packet's bytes and nothing else. Bursts end at
 4 KiB boundaries, which also keeps them within 64 beats.
 
-Latency: 6 cycles from a beat to its write request. Throughput: one line per cycle, with no
+Latency: 8 cycles from a beat to its write request. Throughput: one line per cycle, with no
 gap between packets of one beat; a packet that touches more lines than it has beats takes
 one cycle more. `write.request` is registered; `packets[k].ready` depends on registers only.
 Overflow: stalls its inputs; a burst starts only when fewer than `config.writes` are unanswered or answered and not
@@ -27,7 +27,7 @@ from .rx_allocate import RxPlan
 __all__ = ["RxWrite"]
 
 _LINE_BITS = 6  # lines per 4 KiB, log2
-_EXIT = 16  # more lines than the pipeline and the way back of a credit hold
+_EXIT = 32  # more lines than the pipeline and the way back of a credit hold
 
 
 class _Line(data.Struct):
@@ -75,7 +75,7 @@ class RxWrite(wiring.Component):
         writes = self._config.writes
 
         # Credits: lines that fit the exit FIFO, bursts that may be unanswered.
-        m.submodules.exit = exit_ = StreamFifo(WriteBeat, _EXIT, kind="lutram")
+        m.submodules.exit = exit_ = StreamFifo(WriteBeat, _EXIT, kind="block")
         connect(m, exit_.o, flipped(self.write.request))
         lines, bursts = Signal(range(_EXIT + 1), init=_EXIT), Signal(range(writes + 1), init=writes)
         go, burst_first = Signal(), Signal(init=1)
@@ -133,36 +133,40 @@ class RxWrite(wiring.Component):
         return m
 
     def _shift(self, m, go, line, source, o):
-        """The pipeline without stalls: turn by 8 lanes, turn by 1 lane, join two beats."""
-        turned = [Signal(8 * AXI_BYTES, name=f"turned{k}", reset_less=True) for k in (1, 2)]
-        beside = [Signal(_Line, name=f"line{k}", reset_less=True) for k in (1, 2)]
-        valid = [Signal(name=f"valid{k}") for k in (1, 2, 3)]
-        m.d.sync += [valid[0].eq(go), valid[1].eq(valid[0]), valid[2].eq(valid[1])]
+        """The pipeline without stalls: turn by 16 lanes, by 4, by 1, join two beats."""
+        turned = [Signal(8 * AXI_BYTES, name=f"turned{k}", reset_less=True) for k in (1, 2, 3)]
+        beside = [Signal(_Line, name=f"line{k}", reset_less=True) for k in (1, 2, 3)]
+        valid = Signal(4)
+        m.d.sync += valid.eq(Cat(go, valid))
 
-        coarse = Signal.like(turned[0])
-        with m.Switch(line.shift[3:]):
-            for k in range(8):
-                with m.Case(k):
-                    m.d.comb += coarse.eq(source.rotate_left(64 * k))
-        m.d.sync += [turned[0].eq(coarse), beside[0].eq(line)]
+        def turn(octets, amount, step):
+            """Turned by 0 to 3 steps: one look-up table per bit."""
+            result = Signal(8 * AXI_BYTES, name=f"by{step}")
+            with m.Switch(amount):
+                for k in range(4):
+                    with m.Case(k):
+                        m.d.comb += result.eq(octets.rotate_left(8 * step * k))
+            return result
 
-        fine = Signal.like(turned[1])
-        with m.Switch(beside[0].shift[:3]):
-            for k in range(8):
-                with m.Case(k):
-                    m.d.comb += fine.eq(turned[0].rotate_left(8 * k))
+        m.d.sync += [
+            turned[0].eq(turn(source, line.shift[4:], 16)),
+            beside[0].eq(line),
+            turned[1].eq(turn(turned[0], beside[0].shift[2:4], 4)),
+            beside[1].eq(beside[0]),
+        ]
+        fine = turn(turned[1], beside[1].shift[:2], 1)
         # Lanes at and after the first byte's, lanes up to the last byte's.
         after, before = Signal(AXI_BYTES, reset_less=True), Signal(AXI_BYTES, reset_less=True)
         previous = Signal(8 * AXI_BYTES, reset_less=True)
-        with m.If(valid[0]):
-            m.d.sync += [turned[1].eq(fine), beside[1].eq(beside[0]), previous.eq(turned[1])]
+        with m.If(valid[1]):
+            m.d.sync += [turned[2].eq(fine), beside[2].eq(beside[1]), previous.eq(turned[2])]
             m.d.sync += [
-                after.eq(Cat(beside[0].shift <= k for k in range(AXI_BYTES))),
-                before.eq(Cat(beside[0].end >= k for k in range(AXI_BYTES))),
+                after.eq(Cat(beside[1].shift <= k for k in range(AXI_BYTES))),
+                before.eq(Cat(beside[1].end >= k for k in range(AXI_BYTES))),
             ]
 
         beat = Signal(WriteBeat, reset_less=True)
-        last = beside[1]
+        last = beside[2]
         m.d.sync += [
             beat.address.eq(Cat(C(0, 6), last.address)),
             beat.length.eq(last.length),
@@ -174,5 +178,5 @@ class RxWrite(wiring.Component):
         ]
         for k in range(AXI_BYTES):
             lane = slice(8 * k, 8 * k + 8)
-            m.d.sync += beat.data[lane].eq(Mux(after[k], turned[1][lane], previous[lane]))
-        m.d.comb += [o.payload.eq(beat), o.valid.eq(valid[2])]
+            m.d.sync += beat.data[lane].eq(Mux(after[k], turned[2][lane], previous[lane]))
+        m.d.comb += [o.payload.eq(beat), o.valid.eq(valid[3])]

@@ -145,10 +145,10 @@ class TxDma(wiring.Component):
         # Out of the buffer into the realigner, and who hears of it.
         m.submodules.feed = feed = _Feed()
         m.submodules.realigner = realigner = Realigner()
-        m.submodules.exit = leave = StreamFifo(BeatLayout(AXI_BYTES), EXIT_BEATS)
+        m.submodules.exit = leave = StreamFifo(BeatLayout(AXI_BYTES), EXIT_BEATS, kind="block")
         m.submodules.leaving = leaving = StreamFifo(_Leaving, EXIT_BEATS)
         m.submodules.meta = meta = StreamFifo(TxMeta, EXIT_BEATS)
-        m.submodules.events = events = StreamFifo(EventRequest, EVENTS)
+        m.submodules.events = events = StreamFifo(EventRequest, EVENTS, kind="block")
         connect(m, jobs=jobs.o, feed=feed.jobs)
         connect(m, buffer=buffer.o, feed=feed.beats)
         connect(m, feed=feed.meta, meta=meta.i)

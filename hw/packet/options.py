@@ -21,6 +21,7 @@ from amaranth.lib.wiring import In, Out
 from acceltcp.abi.cookie import WSCALE_NONE
 from acceltcp.abi.wire import TCP_OPTION_BYTES_MAX, WSCALE_MAX, TCPOption
 
+from .delay import Delay
 from .meta import TcpOptions
 
 __all__ = ["OptionsParser"]
@@ -85,7 +86,7 @@ class OptionsParser(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         # Stage k decodes word k; in the next cycle the list walks through it.
-        octets, words = self.octets, self.words
+        words = self.words
         state = Signal(State, name="start")
         for k in range(WORDS):
             decoded = [Signal(Decoded, name=f"decoded{k}_{i}", reset_less=True) for i in range(4)]
@@ -93,27 +94,33 @@ class OptionsParser(wiring.Component):
             left = Signal(range(4 * WORDS + 1), name=f"left{k}")  # option bytes from this word on
             m.d.comb += left.eq((words - k) << 2)
             m.d.sync += present.eq(words > k)
+            # Word k, and the byte after it, which may be a length.
+            first, beyond = 32 * k, min(32 * k + 40, 8 * TCP_OPTION_BYTES_MAX)
+            part = self._delay(m, f"word{k}", k, self.octets[first:beyond])
             for i in range(4):
-                self._decode(m, octets, 4 * k + i, i, left, decoded[i])
-            octets, words = self._delay(m, k, octets, words)
+                self._decode(m, part, 4 * k + i, i, left, decoded[i])
+            later_words = Signal(range(WORDS + 1), name=f"words{k}", reset_less=True)
+            m.d.sync += later_words.eq(words)
+            words = later_words
             after = Signal(State, name=f"state{k}", reset_less=True)
             self._walk(m, k, state, present, decoded, after)
             state = after
         # The bytes, as old as the last state.
-        octets, _ = self._delay(m, WORDS, octets, words)
+        octets = self._delay(m, "octets", WORDS + 1, self.octets)
         self._extract(m, state, octets)
         return m
 
-    def _delay(self, m, k, octets, words):
-        later_octets = Signal(8 * TCP_OPTION_BYTES_MAX, name=f"octets{k}", reset_less=True)
-        later_words = Signal(range(WORDS + 1), name=f"words{k}", reset_less=True)
-        m.d.sync += [later_octets.eq(octets), later_words.eq(words)]
-        return later_octets, later_words
+    def _delay(self, m, name, cycles, octets):
+        if not cycles:
+            return octets
+        m.submodules[name] = delay = Delay(len(octets), cycles, kind="block")
+        m.d.comb += delay.i.eq(octets)
+        return delay.o
 
-    def _decode(self, m, octets, at, i, left, decoded):
-        """Registers the meaning of byte `at`, which is byte `i` of its word."""
-        kind = octets[8 * at : 8 * at + 8]
-        length = octets[8 * at + 8 : 8 * at + 16] if at + 1 < TCP_OPTION_BYTES_MAX else C(0, 8)
+    def _decode(self, m, word, at, i, left, decoded):
+        """Registers the meaning of byte `at`, which is byte `i` of `word`."""
+        kind = word[8 * i : 8 * i + 8]
+        length = word[8 * i + 8 : 8 * i + 16] if at + 1 < TCP_OPTION_BYTES_MAX else C(0, 8)
         end = Signal(name=f"end{at}")
         nop = Signal(name=f"nop{at}")
         bad = Signal(name=f"bad{at}")

@@ -40,6 +40,10 @@ Fields = data.StructLayout(
 )
 """`RxMeta` without what the parser does not know and what comes from the options."""
 
+_LINK_FIELDS = ("length", "dst_mac", "src_mac", "vlan", "vlan_tci")
+_IP_FIELDS = ("src", "dst")
+"""Fields that are final after stages 1 and 2."""
+
 
 class HeaderParser(wiring.Component):
     """Fields of one packet per cycle.
@@ -62,7 +66,6 @@ class HeaderParser(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.options = options = OptionsParser()
-        m.submodules.delay = delay = Delay(Fields, self.LATENCY - 5)
 
         # Stage 1: the IP header comes to one place.
         l3 = Signal(8 * L3_BYTES, reset_less=True)
@@ -128,14 +131,23 @@ class HeaderParser(wiring.Component):
             fields.ip_checksum.eq(Mux(tcp.ipv4 & ~tcp.ip_options, ChecksumState.GOOD, ChecksumState.NONE)),
             fields.l4_checksum.eq(Mux(whole, ChecksumState.GOOD, ChecksumState.NONE)),
         ]
-        m.d.comb += delay.i.eq(fields)
 
-        # Last stage: the options have been parsed meanwhile.
+        # Last stage: the options have been parsed meanwhile. Each field has waited since it was final.
         meta = Signal(RxMeta, reset_less=True)
         m.d.sync += meta.options.eq(options.options)
-        for name, _ in Fields:
-            m.d.sync += meta[name].eq(delay.o[name])
-        with m.If(~delay.o.tcp):
+        delays = {}
+        rest = [name for name, _ in Fields if name not in _LINK_FIELDS + _IP_FIELDS]
+        for label, stage, record, names in (
+            ("link", 1, link, _LINK_FIELDS),
+            ("ip", 2, ip, _IP_FIELDS),
+            ("rest", 4, fields, rest),
+        ):
+            layout = data.StructLayout({name: Fields[name].shape for name in names})
+            delay = delays[label] = Delay(layout, self.LATENCY - 1 - stage, kind="block")
+            m.submodules[f"{label}_delay"] = delay
+            m.d.comb += [delay.i[name].eq(record[name]) for name in names]
+            m.d.sync += [meta[name].eq(delay.o[name]) for name in names]
+        with m.If(~delays["rest"].o.tcp):
             m.d.sync += [meta.options[name].eq(0) for name in ("bad", "mss_present", "sack", "timestamps")]
             m.d.sync += meta.options.wscale.eq(WSCALE_NONE)
         m.d.comb += self.meta.eq(meta)

@@ -69,7 +69,7 @@ class RxFrontEnd(wiring.Component):
     counts: Out(counts_layout(...)).
     """
 
-    META_LATENCY = 2 + HeaderParser.LATENCY + 2
+    META_LATENCY = 2 + HeaderParser.LATENCY + 3
 
     def __init__(self, config, port):
         if port not in range(config.ports):
@@ -100,7 +100,7 @@ class RxFrontEnd(wiring.Component):
         m.submodules.peek = peek = L3Peek(width, index_bits)
         m.submodules.parser = parser = HeaderParser()
         meta_depth = min(config.packets, META_PACKETS_MAX)
-        m.submodules.metas = metas = StreamFifo(RxMeta, meta_depth)
+        m.submodules.metas = metas = StreamFifo(RxMeta, meta_depth, kind="block")
         connect(m, flipped(self.take), buffer.take)
         connect(m, buffer.packets, flipped(self.packets))
         connect(m, metas.o, flipped(self.meta))

@@ -23,7 +23,6 @@ from amaranth.utils import exact_log2
 from ..config import NicConfig
 from ..counts import counts_layout
 from ..stream.beat import BeatLayout, packet_stream
-from ..stream.buffer import SkidBuffer
 from ..stream.fifo import StreamFifo
 from ..stream.packet_buffer import PacketBuffer
 from .meta import TxMeta
@@ -68,7 +67,7 @@ class TxChecksum(wiring.Component):
     @property
     def latency(self):
         """Cycles from the last beat taken to the first beat offered."""
-        return 21 if self._width == 8 else 22
+        return 23 if self._width == 8 else 24
 
     def elaborate(self, platform):
         m = Module()
@@ -103,10 +102,11 @@ class TxChecksum(wiring.Component):
             patcher.patch.eq(sums.o_patch),
         ]
         connect(m, take=patcher.take, buffer=buffer.take)
-        # Without this buffer `o.ready` would reach through patcher and packet buffer to its lists.
-        m.submodules.skid = skid = SkidBuffer(BeatLayout(self._width))
-        connect(m, buffer=buffer.packets, skid=skid.i)
-        connect(m, skid=skid.o, patcher=patcher.packets)
+        # Without this FIFO `o.ready` would reach through patcher and packet buffer to its lists. In
+        # block memory it is smaller than a skid buffer's multiplexer.
+        m.submodules.exit = leave = StreamFifo(BeatLayout(self._width), 8, kind="block")
+        connect(m, buffer=buffer.packets, exit=leave.i)
+        connect(m, exit=leave.o, patcher=patcher.packets)
         connect(m, patcher=patcher.o, o=flipped(self.o))
         m.d.comb += self.port.eq(patcher.port)
 
@@ -143,7 +143,7 @@ class _Patcher(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         width, lane_bits = self._width, exact_log2(self._width)
-        m.submodules.patches = patches = StreamFifo(Patch, PACKETS)
+        m.submodules.patches = patches = StreamFifo(Patch, PACKETS, kind="block")
         to_take = Signal(range(PACKETS + 1))
         m.d.comb += [
             patches.i.payload.eq(self.patch),

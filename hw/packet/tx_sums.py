@@ -25,6 +25,7 @@ from acceltcp.abi.wire import ICMP, IPV4, IPV6, TCP, IPProtocol
 from ..stream.beat import BeatLayout, byte_mask
 from ..stream.fifo import StreamFifo
 from .checksum import MaskedSum, fold
+from .delay import Delay
 from .meta import TxMeta
 
 __all__ = ["PACKETS", "Patch", "TxSums"]
@@ -115,12 +116,12 @@ class TxSums(wiring.Component):
         self._stage_sums(m, *stage)
         return m
 
-    def _register(self, m, name, beat, flags):
-        """Carry a beat and its flags (valid, first, last) one stage on."""
-        carried = Signal(BeatLayout(self._width), name=f"beat_{name}", reset_less=True)
+    def _register(self, m, name, count, flags):
+        """Carry a beat's count and flags (valid, first, last) one stage on; its data wait elsewhere."""
+        carried = Signal.like(self.i_beat.count, name=f"count_{name}", reset_less=True)
         valid = Signal(name=f"valid_{name}")
         ends = Signal(2, name=f"ends_{name}", reset_less=True)
-        m.d.sync += [carried.eq(beat), valid.eq(flags[0]), ends.eq(flags[1:])]
+        m.d.sync += [carried.eq(count), valid.eq(flags[0]), ends.eq(flags[1:])]
         return carried, Cat(valid, ends)
 
     def _stage_input(self, m):
@@ -164,7 +165,7 @@ class TxSums(wiring.Component):
             plan.l4_checksum.eq(meta.l4_offset + l4_checksum),
         ]
 
-        m.submodules.pending = pending = StreamFifo(_Pending, PACKETS)
+        m.submodules.pending = pending = StreamFifo(_Pending, PACKETS, kind="block")
         self._pending = pending
         patch = pending.i.p.patch
         m.d.comb += [
@@ -181,29 +182,34 @@ class TxSums(wiring.Component):
             patch.l4_at.eq(meta.l4_offset + l4_checksum),
         ]
         flags = Cat(self.i_valid, first, self.i_beat.last)
-        return plan, index_1, *self._register(m, "1", self.i_beat, flags)
+        octets = Signal(8 * self._width, name="octets_1", reset_less=True)
+        m.d.sync += octets.eq(self.i_beat.data)
+        # The data are needed once more, in stage 6.
+        m.submodules.octets = self._octets = Delay(len(octets), 5, kind="block")
+        m.d.comb += self._octets.i.eq(octets)
+        return plan, index_1, octets, *self._register(m, "1", self.i_beat.count, flags)
 
-    def _word(self, m, name, position, index, beat):
+    def _word(self, m, name, position, index, octets):
         """The 16-bit word at an even position, and whether it is in this beat; registered."""
         lane_bits = exact_log2(self._width)
         words = data.ArrayLayout(16, self._width // 2)
         here, word = Signal(name=f"{name}_here", reset_less=True), Signal(16, name=name, reset_less=True)
         m.d.sync += [
             here.eq(position[lane_bits:] == index),
-            word.eq(data.View(words, beat.data)[position[1:lane_bits]]),
+            word.eq(data.View(words, octets)[position[1:lane_bits]]),
         ]
         return here, word
 
-    def _stage_lengths(self, m, plan, index, beat, flags):
+    def _stage_lengths(self, m, plan, index, octets, count, flags):
         """Fetch the header length and the IP length out of the frame."""
-        header_here, header = self._word(m, "header_word", plan.l3, index, beat)
-        length_here, length = self._word(m, "length_word", plan.length_field, index, beat)
+        header_here, header = self._word(m, "header_word", plan.l3, index, octets)
+        length_here, length = self._word(m, "length_word", plan.length_field, index, octets)
         plan_2, index_2 = Signal(_Plan, reset_less=True), Signal.like(index, reset_less=True)
         m.d.sync += [plan_2.eq(plan), index_2.eq(index)]
         found = (header_here, header[:4], length_here, Cat(length[8:], length[:8]))
-        return plan_2, index_2, found, *self._register(m, "2", beat, flags)
+        return plan_2, index_2, found, *self._register(m, "2", count, flags)
 
-    def _stage_ends(self, m, plan, index, found, beat, flags):
+    def _stage_ends(self, m, plan, index, found, count, flags):
         """Where header and segment end. Both fields lie before any byte that depends on them."""
         header_here, header_words, length_here, length = found
         header_end = Signal(_OFFSET_BITS, reset_less=True)
@@ -214,9 +220,9 @@ class TxSums(wiring.Component):
             m.d.sync += segment_end.eq(plan.ip_start + length)
         plan_3, index_3 = Signal(_Plan, reset_less=True), Signal.like(index, reset_less=True)
         m.d.sync += [plan_3.eq(plan), index_3.eq(index)]
-        return plan_3, index_3, header_end, segment_end, *self._register(m, "3", beat, flags)
+        return plan_3, index_3, header_end, segment_end, *self._register(m, "3", count, flags)
 
-    def _stage_relative(self, m, plan, index, header_end, segment_end, beat, flags):
+    def _stage_relative(self, m, plan, index, header_end, segment_end, count, flags):
         """Every position relative to this beat, from 0 (before it) to width (after it)."""
         lane_bits = exact_log2(self._width)
 
@@ -253,9 +259,9 @@ class TxSums(wiring.Component):
         for name in ("l3_checksum", "l4_checksum", "length_field"):
             fields[name] = Signal(name=f"{name}_here", reset_less=True)
             m.d.sync += fields[name].eq(plan[name][lane_bits:] == index)
-        return at, fields, on, *self._register(m, "4", beat, flags)
+        return at, fields, on, *self._register(m, "4", count, flags)
 
-    def _stage_masks(self, m, at, fields, on, beat, flags):
+    def _stage_masks(self, m, at, fields, on, count, flags):
         """The masks, in two steps: runs of bytes, then their combination."""
         width = self._width
 
@@ -278,22 +284,23 @@ class TxSums(wiring.Component):
         addresses = run("addresses", below("addresses_end") & ~below("addresses") | word("length_field"))
         segment = run("segment", byte_mask(at["segment_end"], width) & ~below("l4"))
         segment_hole = run("segment_hole", word("l4_checksum"))
-        present = run("present", byte_mask(beat.count, width))
+        present = run("present", byte_mask(count, width))
         on_5 = Signal(2, reset_less=True)
         m.d.sync += on_5.eq(on)
-        beat, flags = self._register(m, "5", beat, flags)
+        _, flags = self._register(m, "5", count, flags)
 
         header_mask = run("header_mask", Mux(on_5[0], header & ~header_hole & present, 0))
         l4_mask = run("l4_mask", Mux(on_5[1], (addresses | segment & ~segment_hole) & present, 0))
-        return header_mask, l4_mask, *self._register(m, "6", beat, flags)
+        _, flags = self._register(m, "6", count, flags)
+        return header_mask, l4_mask, flags
 
-    def _stage_sums(self, m, header_mask, l4_mask, beat, flags):
+    def _stage_sums(self, m, header_mask, l4_mask, flags):
         """Sum, then finish the checksums."""
         m.submodules.header_sum = header_sum = MaskedSum(self._width)
         m.submodules.l4_sum = l4_sum = MaskedSum(self._width)
         for total, mask in ((header_sum, header_mask), (l4_sum, l4_mask)):
             m.d.comb += [
-                total.i_data.eq(beat.data),
+                total.i_data.eq(self._octets.o),
                 total.i_mask.eq(mask),
                 Cat(total.i_valid, total.i_first, total.i_last).eq(flags),
             ]

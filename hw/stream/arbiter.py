@@ -1,8 +1,8 @@
 """`PacketArbiter`: several packet streams into one, by whole packets, round robin.
 
 * Throughput: one beat per cycle, also when one-beat packets of different inputs alternate.
-* Latency: 1 cycle. Both sides are registered (the output is a `SkidBuffer`); `i[k].ready`
-  depends on which inputs are valid, never on `o.ready`.
+* Latency: 1 cycle. Registered: the forward side; `i[k].ready` depends on which inputs are valid
+  and on `o.ready`.
 * Fairness: after a packet of input k the others come first, in order, then k again.
 * Once a packet has begun, its input keeps the output until its last beat, even while it pauses.
 * Overflow: cannot happen. Reset: forgets beats under way; the rest of a cut packet goes on
@@ -14,7 +14,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from .beat import BeatLayout, packet_stream
-from .buffer import SkidBuffer
+from .buffer import StreamBuffer
 from .round_robin import round_robin
 
 __all__ = ["PacketArbiter"]
@@ -38,8 +38,8 @@ class PacketArbiter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         n = self._n
-        m.submodules.skid = skid = SkidBuffer(BeatLayout(self._width))
-        connect(m, skid.o, flipped(self.o))
+        m.submodules.buffer = buffer = StreamBuffer(BeatLayout(self._width))
+        connect(m, buffer.o, flipped(self.o))
 
         current = Signal(range(n))  # owner of the packet under way, else of the last one
         inside = Signal()
@@ -51,10 +51,10 @@ class PacketArbiter(wiring.Component):
             for k in range(n):
                 with m.Case(k):
                     m.d.comb += [
-                        skid.i.payload.eq(self.i[k].payload),
-                        skid.i.valid.eq(self.i[k].valid),
-                        self.i[k].ready.eq(skid.i.ready),
+                        buffer.i.payload.eq(self.i[k].payload),
+                        buffer.i.valid.eq(self.i[k].valid),
+                        self.i[k].ready.eq(buffer.i.ready),
                     ]
-        with m.If(skid.i.valid & skid.i.ready):
-            m.d.sync += [current.eq(chosen), inside.eq(~skid.i.p.last)]
+        with m.If(buffer.i.valid & buffer.i.ready):
+            m.d.sync += [current.eq(chosen), inside.eq(~buffer.i.p.last)]
         return m

@@ -1,9 +1,10 @@
 """AXI4-Stream at the edge of the core: `AxisSource` and `AxisSink` (AMBA IHI 0051).
 
-* Throughput: one beat per cycle. Latency: 1 cycle each.
+* Throughput: one beat per cycle. Latency: 1 cycle in, 3 cycles out.
 * `AxisSource` takes AXI4-Stream in and gives beats. It registers the forward side; with
   `always_ready` (a MAC's receive side) there is no `tready`, else `tready` depends on `o.ready`.
-* `AxisSink` takes beats and gives AXI4-Stream; both sides are registered.
+* `AxisSink` takes beats and gives AXI4-Stream; both sides are registered. A small FIFO in block
+  memory lies between: it takes the place of a wide multiplexer.
 * Malformed input (`tkeep` with holes, zero, or partial before the last beat) cannot break the
   rules of `Beat`: the packet gets a legal shape and is marked `err` at its end.
 * `tuser` bit 0 is the packet's `err`, looked at on the last beat.
@@ -15,9 +16,11 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .beat import BeatLayout, byte_mask, packet_stream
-from .buffer import SkidBuffer
+from .fifo import StreamFifo
 
 __all__ = ["AxisSink", "AxisSource"]
+
+_SINK_BEATS = 8
 
 
 def _axis_members(width, direction):
@@ -96,29 +99,31 @@ class AxisSink(wiring.Component):
     -------
     i: In(packet_stream(width))
     tdata, tkeep, tvalid, tlast, tuser: Out. tready: In.
+    busy: Out(1); a beat is inside.
     """
 
     def __init__(self, width):
         self._width = width
-        super().__init__({**_axis_members(width, Out), "i": In(packet_stream(width))})
+        super().__init__({**_axis_members(width, Out), "i": In(packet_stream(width)), "busy": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
         layout = data.StructLayout({"data": 8 * self._width, "keep": self._width, "last": 1, "user": 1})
-        m.submodules.skid = skid = SkidBuffer(layout)
+        m.submodules.fifo = fifo = StreamFifo(layout, _SINK_BEATS, kind="block")
         beat = self.i.payload
         m.d.comb += [
-            skid.i.p.data.eq(beat.data),
-            skid.i.p.keep.eq(byte_mask(beat.count, self._width)),
-            skid.i.p.last.eq(beat.last),
-            skid.i.p.user.eq(beat.last & beat.err),
-            skid.i.valid.eq(self.i.valid),
-            self.i.ready.eq(skid.i.ready),
-            self.tdata.eq(skid.o.p.data),
-            self.tkeep.eq(skid.o.p.keep),
-            self.tlast.eq(skid.o.p.last),
-            self.tuser.eq(skid.o.p.user),
-            self.tvalid.eq(skid.o.valid),
-            skid.o.ready.eq(self.tready),
+            fifo.i.p.data.eq(beat.data),
+            fifo.i.p.keep.eq(byte_mask(beat.count, self._width)),
+            fifo.i.p.last.eq(beat.last),
+            fifo.i.p.user.eq(beat.last & beat.err),
+            fifo.i.valid.eq(self.i.valid),
+            self.i.ready.eq(fifo.i.ready),
+            self.tdata.eq(fifo.o.p.data),
+            self.tkeep.eq(fifo.o.p.keep),
+            self.tlast.eq(fifo.o.p.last),
+            self.tuser.eq(fifo.o.p.user),
+            self.tvalid.eq(fifo.o.valid),
+            fifo.o.ready.eq(self.tready),
+            self.busy.eq(fifo.level != 0),
         ]
         return m

@@ -4,7 +4,8 @@ takes one a cycle, `SipHashIterative` works on one at a time in a fraction of th
 `SipHashPipeline`
   Latency: `latency` cycles, 2 per round and 1 for the last XOR: 37 for 55 bytes.
   Throughput: one message per cycle; it cannot be stalled and knows nothing of validity.
-  Registered: everything after the first half round; the inputs go into an adder.
+  Registered: everything after the first half round; the inputs go into an adder. Words wait
+  for their round in block memory.
   Reset: none; there is no state but the data.
 
 `SipHashIterative`
@@ -19,6 +20,8 @@ A half round is two 64-bit additions, each followed by an XOR: one carry chain p
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+
+from ..packet.delay import Delay
 
 __all__ = ["SipHashInput", "SipHashIterative", "SipHashPipeline"]
 
@@ -63,16 +66,19 @@ def _initial(key):
     return [C(_INIT[i], 64) ^ key[64 * (i % 2) : 64 * (i % 2) + 64] for i in range(4)]
 
 
-def _half_round(m, name, v, second):
-    """The first or second half of a SipRound over the four values `v`."""
+def _half_round(m, name, v, second, *, swap=False):
+    """The first or second half of a SipRound over the four values `v`.
+
+    A carry chain takes its first operand as it is and an XOR into the second one for free;
+    with `swap` it is v1 that may be an XOR in a first half, else v0.
+    """
     low = Signal(64, name=f"{name}_low")
     high = Signal(64, name=f"{name}_high")
     v0, v1, v2, v3 = (Value.cast(part) for part in v)
     if second:
         m.d.comb += [low.eq(v0 + v3), high.eq(v2 + v1)]
         return low, v1.rotate_left(17) ^ high, high.rotate_left(32), v3.rotate_left(21) ^ low
-    # A carry chain takes its first operand as it is and an XOR into the second one for free.
-    m.d.comb += [low.eq(v1 + v0), high.eq(v2 + v3)]
+    m.d.comb += [low.eq(v0 + v1 if swap else v1 + v0), high.eq(v2 + v3)]
     return low.rotate_left(32), v1.rotate_left(13) ^ low, high, v3.rotate_left(16) ^ high
 
 
@@ -103,35 +109,50 @@ class SipHashPipeline(wiring.Component):
         layout = self._layout
 
         # Word j enters before the half rounds 4 j and 4 (j + 1): what belongs behind the sum of one
-        # costs nothing in front of the next one's. Until then it waits in a shift register
-        # without reset, which synthesis turns into SRLs; the padding is constant and is added
-        # where the word is used.
+        # costs nothing in front of the next one's. Until then it waits; the padding is constant
+        # and is added where the word is used.
+        period = 2 * _COMPRESSION
         early, late = [], []
         for j in range(layout.words):
-            at = 2 * _COMPRESSION * j
             part = Value.cast(self.i.message)[64 * j : min(64 * j + 64, 8 * layout.length)]
-            taps = [part]
-            for stage in range(at + 2 * _COMPRESSION):
-                shifted = Signal(len(part), name=f"word{j}_{stage}", reset_less=True)
-                m.d.sync += shifted.eq(taps[-1])
-                taps.append(shifted)
-            padding = Value.cast(layout.word(C(0, 8 * layout.length), j))
-            early.append(Cat(taps[at], padding[len(part) :]))
-            late.append(Cat(taps[-1], padding[len(part) :]))
+            for taps, cycles in ((early, period * j), (late, period * (j + 1))):
+                delayed = part
+                if cycles:
+                    name = f"word{j}_{cycles}"
+                    m.submodules[name] = delay = Delay(len(part), cycles, kind="block")
+                    m.d.comb += delay.i.eq(part)
+                    delayed = delay.o
+                padding = Value.cast(layout.word(C(0, 8 * layout.length), j))
+                taps.append(Cat(delayed, padding[len(part) :]))
 
         v = _initial(self.i.key)
-        for stage in range(2 * layout.rounds - 1):
-            j, step = divmod(stage, 2 * _COMPRESSION)
+        halves = 2 * layout.rounds - 1
+        for stage in range(halves):
+            j, step = divmod(stage, period)
             v0, v1, v2, v3 = v
+            takes_word = 0 < j <= layout.words and step == 0
             if j < layout.words and step == 0:
                 v3 = v3 ^ early[j]
-            if 0 < j <= layout.words and step == 0:
+            if takes_word:
                 v0 = v0 ^ late[j - 1]
-            if stage == 2 * _COMPRESSION * layout.words:
+            if stage == period * layout.words:
                 v2 = v2 ^ 0xFF
-            v0, v1, v2, v3 = _half_round(m, f"stage{stage}", (v0, v1, v2, v3), stage % 2)
+            second = stage % 2
+            after = _half_round(m, f"stage{stage}", (v0, v1, v2, v3), second, swap=not takes_word)
             v = [Signal(64, name=f"v{i}_{stage}", reset_less=True) for i in range(4)]
-            m.d.sync += [register.eq(value) for register, value in zip(v, (v0, v1, v2, v3), strict=True)]
+            # After a second half the XORs into v1 and v3 are left to the next half round, where
+            # they are free; but in front of a word v1 has to be the sum's plain operand.
+            kept = list(after)
+            if second:
+                kept[3] = v3
+                defer_v1 = (stage + 1) % period or (stage + 1) // period > layout.words
+                if defer_v1:
+                    kept[1] = v1
+            m.d.sync += [register.eq(value) for register, value in zip(v, kept, strict=True)]
+            if second:
+                v[3] = v[3].rotate_left(21) ^ v[0]
+                if defer_v1:
+                    v[1] = v[1].rotate_left(17) ^ v[2].rotate_left(32)
 
         # In the XOR of all four values the last half round's `low` cancels out.
         _, v1, v2, v3 = v

@@ -325,7 +325,7 @@ def test_hold_starts_no_burst() -> None:
     run(dut, bench, background=[partial(serve_reads, port=dut.read, memory=memory, traffic=traffic)])
 
 
-@pytest.mark.parametrize("queues", [1, 64])
+@pytest.mark.parametrize("queues", [1, pytest.param(64, marks=pytest.mark.slow)])
 def test_converts(queues: int) -> None:
     converts(fetcher(queues, 256))
 

@@ -23,7 +23,7 @@ def config(**options):
 
 
 @pytest.mark.parametrize(
-    "width, ports, seed", [(64, 1, 0), (64, 2, 1), (32, 1, 2), (8, 2, 3)]
+    "width, ports, seed", [pytest.param(64, 1, 0, marks=pytest.mark.slow), (64, 2, 1), (32, 1, 2), pytest.param(8, 2, 3, marks=pytest.mark.slow)]
 )
 def test_random_packets_byte_for_byte(width, ports, seed):
     rng = random.Random(seed)

@@ -69,8 +69,8 @@ def simulate(packets, buffers, *, log2=15, on=(0, 1, 2, 3), go=always, out_go=al
         await ctx.tick().repeat(3)
         await feed(ctx, dut.dispatch, [packet.dispatch() for packet in packets], go)
         quiet = 0
-        while sum(map(len, seen["takes"])) < len(packets) or quiet < 10:
-            quiet += 1
+        while quiet < 10:
+            quiet += sum(map(len, seen["takes"])) == len(packets)
             await ctx.tick()
 
     def drain(stream, log, shape):

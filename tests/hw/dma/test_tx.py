@@ -202,7 +202,7 @@ def random_frames(bench: Bench, queue: int, count: int, rng: random.Random, long
     return frames
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
 def test_random_frames_commands_and_errors(seed: int) -> None:
     rng = random.Random(seed)
     bench = Bench(TxDma(NicConfig(queues=4, descriptors=32)))
@@ -231,6 +231,7 @@ def test_random_frames_commands_and_errors(seed: int) -> None:
     check(bench, frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "length, align, packets, goal",
     [(60, 0, 700, 0.9), (60, None, 400, 0.5), (1514, 0, 60, 0.97), (1514, 2, 60, 0.97), (9018, None, 9, 0.97)],

@@ -28,7 +28,7 @@ def test_round_trip(width, pauses):
     async def consumer(ctx):
         assert await collect(ctx, source.o, len(values), go[1]) == values
 
-    cycles = 10 * len(values) if pauses else len(values) + 5
+    cycles = 10 * len(values) if pauses else len(values) + 7
     run(m, lambda ctx: feed(ctx, sink.i, values, go[0]), consumer, cycles=cycles)
 
 
@@ -42,6 +42,8 @@ def test_sink_keep():
             ctx.set(dut.i.p, {"data": 0, "count": count, "last": 1, "err": count == 3})
             ctx.set(dut.i.valid, 1)
             await ctx.tick()
+            ctx.set(dut.i.valid, 0)
+            await ctx.tick().repeat(2)
             seen.append((ctx.get(dut.tkeep), ctx.get(dut.tuser), ctx.get(dut.tvalid)))
 
     run(dut, bench)

@@ -193,6 +193,7 @@ def test_rotation():
     bench.run(scenario)
 
 
+@pytest.mark.slow
 def test_no_secret_verifies_nothing():
     """The zero key is as good a key as any, and must not count before one is set."""
     bench = make()
@@ -226,6 +227,7 @@ def test_deferred_accept():
     bench.run(scenario)
 
 
+@pytest.mark.slow
 def test_paused_and_resumed():
     bench = make()
 
@@ -287,7 +289,7 @@ def test_handshake_in_whole_frames():
     bench.run(scenario)
 
 
-@pytest.mark.parametrize("pipelined, to_dispatch, to_reply", ((True, 46, 46), (False, 28, 28)))
+@pytest.mark.parametrize("pipelined, to_dispatch, to_reply", ((True, 46, 46), pytest.param(False, 28, 28, marks=pytest.mark.slow)))
 def test_latency(pipelined, to_dispatch, to_reply):
     bench = make(pipelined)
 
@@ -337,6 +339,7 @@ def test_a_syn_per_cycle():
     bench.run(scenario)
 
 
+@pytest.mark.slow
 def test_replies_without_room_are_dropped_and_counted():
     bench = make(packets=128)
     open_ = [False]
@@ -359,6 +362,7 @@ def test_replies_without_room_are_dropped_and_counted():
     bench.run(scenario, reply_go=lambda: open_[0])
 
 
+@pytest.mark.slow
 def test_stalled_host_does_not_stall_replies():
     """SYN-ACKs leave although nobody takes the verdicts."""
     bench = make(packets=64)
