@@ -243,6 +243,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             simulator = _simulator(options, stack)
         except (UsageError, BuildError, PcapError, ShellError, ValueError, OSError) as error:
             text = error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else str(error)
+            if isinstance(error, OSError) and error.filename:
+                text = f"{text}: {error.filename}"
             print(f"acceltcp sim: {text}", file=sys.stderr)
             return 1
         with _signals(simulator):

@@ -277,6 +277,9 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     addresses = options.address or list(DEFAULT_ADDRESSES)
+    for text in options.tap_address or []:
+        if text != "none":
+            ipaddress.ip_interface(text)
     nic = Nic(options.device, addresses, mac=options.mac, mtu=options.mtu, poll=options.poll)
     readings: dict[str, Callable[[], Any]] = {
         "stats": nic.stats,
@@ -324,8 +327,11 @@ def _set_up_tap(options: argparse.Namespace, addresses: list[str]) -> None:
         return
     peers = options.tap_address or tap_setup.peer_addresses(addresses)
     worked, reason = tap_setup.configure(tap, peers)
-    if worked:
+    if worked and not peers:
+        print(f"The kernel's side of {tap} is up without an address: {' '.join(addresses)} leaves no room for one.")
+    elif worked:
         print(f"The kernel's side of {tap} has {' and '.join(peers)}.")
+    if worked:
         return
     print(f"The kernel's side of {tap} could not be set up ({reason}). Type, as root:")
     for command in tap_setup.tap_commands(tap, peers):

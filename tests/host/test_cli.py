@@ -49,6 +49,8 @@ def test_version(capsys):
         (["echo", "--device", "fake:", "--address", "1.2.3"], "acceltcp: '1.2.3' does not appear to be"),
         (["echo", "--device", "fake:", "--port", "99999"], "acceltcp: port must be from 1 to 65535, not 99999"),
         (["http", "--device", "fake:", "--directory", "/nonexistent"], "acceltcp: No such file or directory: /nonexistent"),
+        (["http", "--device", "fake:", "--directory", __file__], f"acceltcp: Not a directory: {__file__}"),
+        (["echo", "--device", "fake:", "--tap-address", "1.2.3"], "acceltcp: '1.2.3' does not appear to be"),
     ],
 )
 def test_errors_are_sentences(words, message, capsys, fake):

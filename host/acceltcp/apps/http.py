@@ -6,8 +6,10 @@ Follows RFC 9112 as far as a client can notice; refuses what it does not underst
 from __future__ import annotations
 
 import asyncio
+import errno
 import html
 import mimetypes
+import os
 import urllib.parse
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
@@ -35,6 +37,8 @@ class HttpServer:
 
     def __init__(self, directory: Path | str | None = None) -> None:
         self._root = Path(directory).resolve(strict=True) if directory is not None else None
+        if self._root is not None and not self._root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
         self.requests = 0
 
     @property
@@ -69,6 +73,8 @@ class HttpServer:
             name, colon, value = line.partition(":")
             if line and (not colon or not name or name != name.strip()):
                 return await self._fail(connection, 400)
+            if name.lower() in fields and name.lower() in ("host", "content-length"):
+                return await self._fail(connection, 400)
             fields[name.lower()] = value.strip()
         if version == "HTTP/1.1" and "host" not in fields:
             return await self._fail(connection, 400)
@@ -78,12 +84,15 @@ class HttpServer:
             return await self._fail(connection, 405, "Allow: GET, HEAD\r\n")
         tokens = {token.strip().lower() for token in fields.get("connection", "").split(",")}
         keep = "close" not in tokens if version == "HTTP/1.1" else "keep-alive" in tokens
+        if not target.startswith("/"):  # the form with a whole URI in it
+            try:
+                target = urllib.parse.urlsplit(target).path or "/"
+            except ValueError:
+                return await self._fail(connection, 400)
         await self._answer(connection, target, method == "HEAD", keep)
         return keep
 
     async def _answer(self, connection: Connection, target: str, head_only: bool, keep: bool) -> None:
-        if not target.startswith("/"):  # the form with a whole URI in it
-            target = urllib.parse.urlsplit(target).path or "/"
         path = urllib.parse.unquote(target.partition("#")[0].partition("?")[0])
         if self._root is None:
             await self._send(connection, 200, _about().encode(), "text/html; charset=utf-8", head_only, keep)
@@ -93,11 +102,16 @@ class HttpServer:
             await self._send(connection, 404, b"Not found\n", "text/plain; charset=utf-8", head_only, keep)
         elif file.is_dir():
             if not path.endswith("/"):
-                where = urllib.parse.quote(path.rstrip("/")) + "/"
+                # One slash in front: two would name another host.
+                where = "/" + urllib.parse.quote(path.strip("/")) + "/"
                 connection.write(_head(301, 0, keep, "text/plain", f"Location: {where}\r\n"))
                 await connection.drain()
                 return
-            page = _listing(path, file).encode()
+            try:
+                page = _listing(path, file).encode("utf-8", "replace")
+            except OSError:
+                await self._send(connection, 404, b"Not found\n", "text/plain; charset=utf-8", head_only, keep)
+                return
             await self._send(connection, 200, page, "text/html; charset=utf-8", head_only, keep)
         else:
             await self._send_file(connection, file, head_only, keep)
@@ -113,9 +127,11 @@ class HttpServer:
             return None
         if not file.is_relative_to(self._root):
             return None
-        if file.is_dir() and (file / "index.html").is_file() and path.endswith("/"):
-            return file / "index.html"
-        return file if file.is_dir() or file.is_file() else None
+        if file.is_dir():
+            index = os.path.realpath(file / "index.html")
+            inside = os.path.isfile(index) and Path(index).is_relative_to(self._root)
+            return Path(index) if path.endswith("/") and inside else file
+        return file if file.is_file() and not path.endswith("/") else None
 
     async def _send_file(self, connection: Connection, file: Path, head_only: bool, keep: bool) -> None:
         kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
@@ -180,5 +196,5 @@ def _listing(path: str, folder: Path) -> str:
     items = ['<li><a href="../">../</a></li>'] if path != "/" else []
     for entry in sorted(folder.iterdir(), key=lambda entry: (not entry.is_dir(), entry.name)):
         name = entry.name + ("/" if entry.is_dir() else "")
-        items.append(f'<li><a href="./{urllib.parse.quote(name)}">{html.escape(name)}</a></li>')
+        items.append(f'<li><a href="./{urllib.parse.quote(os.fsencode(name))}">{html.escape(name)}</a></li>')
     return _page(f"Index of {html.escape(path)}", "<ul>\n" + "\n".join(items) + "\n</ul>")

@@ -25,9 +25,10 @@ def tap_name(spec: str) -> str | None:
 def peer_addresses(ours: Iterable[str]) -> list[str]:
     """For each of the NIC's addresses one for the kernel in the same network: the first that is free."""
     found: list[str] = []
-    taken = {ipaddress.ip_interface(text).ip for text in ours}
-    for text in ours:
-        network = ipaddress.ip_interface(text).network
+    interfaces = list(dict.fromkeys(map(ipaddress.ip_interface, ours)))
+    taken = {interface.ip for interface in interfaces}
+    for interface in interfaces:
+        network = interface.network
         for offset in range(1, 4):
             if offset >= network.num_addresses:
                 break

@@ -107,7 +107,10 @@ class SimulatedTransport(Transport):
     def _ended(self) -> str:
         code = self._process.returncode
         how = f"ended with status {code}" if code is None or code >= 0 else f"was ended by signal {-code}"
-        said = "\n  ".join(self._errors)
+        lines = list(self._errors)
+        if code == 2:  # a bad option: what is wrong with it, without the list of all
+            lines = [line for line in lines if ": error: " in line] or lines
+        said = "\n  ".join(lines)
         return f"The simulator of {self.description} {how}" + (f"; it said:\n  {said}" if said else ".")
 
     def _explain(self, error: DeviceLostError) -> DeviceLostError:

@@ -255,6 +255,7 @@ class Nic:
         self.servers: set[Server] = set()
         self._connections: set[Connection] = set()
         self._error: DeviceError | None = None
+        self._loss_waiters = 0
         self._opened = False
         self._closing = False
         self._work_handle: asyncio.Handle | None = None
@@ -391,12 +392,16 @@ class Nic:
         if not self._lost.done():
             self._lost.set_exception(error)
             self._lost.exception()  # retrieved: nobody has to wait for it
-        if not self._closing:
+        if not self._closing and not self._loss_waiters:  # who waits is told by the exception
             log.error("%s", error)
 
     async def wait_lost(self) -> None:
         """Wait for the device to go away; raises the `DeviceError` that says why."""
-        await asyncio.shield(self._lost)
+        self._loss_waiters += 1
+        try:
+            await asyncio.shield(self._lost)
+        finally:
+            self._loss_waiters -= 1
 
     @property
     def mac(self) -> str:
