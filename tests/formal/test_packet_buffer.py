@@ -83,7 +83,7 @@ def body(m):
     m.d.comb += Assert(silent <= 3)
     # Nothing remains: when it has been quiet for long enough, `busy` says so.
     m.d.comb += Assert(dut.busy | (~dut.packets.valid & (dut.waiting == 0)))
-    m.d.comb += Assume(~(inside & (index == 7)))  # longer ones are the business of the test below
+    m.d.comb += Assume(~(inside & (index == 7)))  # where the number of a beat ends
     m.d.comb += Cover(pop & out.data[0] & out.last & (beats == 2) & (ahead == 0))
 
 
