@@ -12,6 +12,8 @@ import pytest
 
 from .kernel_peer import SCENARIOS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

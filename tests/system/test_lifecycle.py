@@ -34,6 +34,8 @@ from .world import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 RST = 4
 
 

@@ -13,6 +13,8 @@ import pytest
 from .namespace import isolated
 from .world import NIC, NIC4, NIC6, TAP, Echo, Service, World, connect, exchange, folder, request, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @isolated
 @pytest.mark.slow
