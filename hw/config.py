@@ -6,13 +6,51 @@ names the field, the value and what is allowed.
 
 from dataclasses import dataclass, fields
 
+from amaranth.utils import exact_log2
+
 from acceltcp.abi.registers import PORTS_MAX, QUEUES_MAX
 
-__all__ = ["AXI_BYTES", "NicConfig"]
+__all__ = ["AXI_BYTES", "KIND_BITS", "SLOT_BITS", "NicConfig", "TableSizes"]
+
+SLOT_BITS = 144
+"""Width of a slot of the connection table, at most."""
+
+KIND_BITS = 2
+"""Width of the kind of an entry in the connection table."""
 
 AXI_BYTES = 64
 """Width of the AXI4 master. The DMA has this one width; narrower packet paths meet it
 through a width adapter."""
+
+
+@dataclass(frozen=True)
+class TableSizes:
+    """Sizes of a connection table for 2^`index_bits` flows.
+
+    Two banks of `ways` memories each; a key may lie in one row of either bank. With nine ways
+    the table has 1/8 more slots than there are flows, so that it is never fuller than 89 %.
+    A slot of 144 bits is two words of Ultra RAM.
+    """
+
+    index_bits: int
+    stash: int = 16
+    ways: int = 9
+
+    @property
+    def row_bits(self):
+        """Width of a row's number; a bank has 2^row_bits rows."""
+        return self.index_bits - 4
+
+    @property
+    def slots(self):
+        """Slots in both banks, without the stash."""
+        return 2 * self.ways << self.row_bits
+
+    @property
+    def digest_bits(self):
+        """Bits of a key's digest that are kept and compared; the lowest 2 * row_bits of them
+        are the rows in bank 0 and bank 1."""
+        return min(SLOT_BITS - 1 - KIND_BITS - self.index_bits, 128)
 
 
 @dataclass(frozen=True)
@@ -23,6 +61,9 @@ class NicConfig:
     ports: MAC ports, 1 or 2.
     queues: host queues, a power of two up to 64.
     listeners: entries of the listen table, a power of two from 1 to 256.
+    flows: connections that the NIC can hold while it closes them, a power of two from 512 to
+        1,048,576.
+    stash: entries of the connection table's stash, 4 to 32.
     rx_buffer_beats: depth of each port's receive buffer in beats, a power of two; None: 64 KiB.
     tx_buffer_beats: depth of the transmit buffer in beats, a power of two; None: 32 KiB.
     packets: packets that wait between the receive pipeline and the host, a power of two.
@@ -39,6 +80,8 @@ class NicConfig:
     ports: int = 1
     queues: int = 16
     listeners: int = 64
+    flows: int = 4096
+    stash: int = 16
     rx_buffer_beats: int | None = None
     tx_buffer_beats: int | None = None
     packets: int = 512
@@ -58,6 +101,7 @@ class NicConfig:
         for name, low, high in (
             ("queues", 1, QUEUES_MAX),
             ("listeners", 1, 256),
+            ("flows", 512, 1 << 20),
             ("rx_buffer_beats", 64, 1 << 16),
             ("tx_buffer_beats", 64, 1 << 16),
             ("packets", 32, 4096),
@@ -66,6 +110,7 @@ class NicConfig:
             ("writes", 8, 1024),
         ):
             self._power_of_two(name, low, high)
+        self._range("stash", 4, 32)
         self._range("max_frame", 1514, 16128)
         for name in ("rx_buffer_beats", "tx_buffer_beats"):
             if getattr(self, name) * self.width < 2 * self.max_frame:
@@ -92,6 +137,16 @@ class NicConfig:
         value = getattr(self, name)
         if value & (value - 1):
             raise ValueError(f"{name} must be a power of two from {low} to {high}, not {value!r}")
+
+    @property
+    def flow_bits(self):
+        """Width of a flow's index."""
+        return exact_log2(self.flows)
+
+    @property
+    def table(self):
+        """Sizes of the connection table."""
+        return TableSizes(self.flow_bits, self.stash)
 
     @classmethod
     def names(cls):

@@ -2,7 +2,7 @@
 
     rx{p} -> RxFrontEnd -> Setup -> RxDma -> AXI4           (see docs/architecture.md)
                              |
-                             +-> SynAckBuilder --+
+                             +-> ReplyBuilder --+
     AXI4 -> TxDma -> TxChecksum -----------------+-> PacketArbiter -> TxPad -> tx{p}
 
 Everything around it speaks plain AXI: AXI4-Stream to the MACs, AXI4 to host memory,
@@ -36,7 +36,7 @@ from .stream.merge import StreamMerge
 from .stream.route import PacketRoute
 from .stream.width import Downsizer
 from .tcp.setup import Setup
-from .tcp.synack import SynAckBuilder
+from .tcp.reply import ReplyBuilder
 from .tx_port import TxPort
 
 __all__ = ["Nic"]
@@ -113,7 +113,7 @@ class Nic(wiring.Component):
         front_ends = [part(f"rx_front_end{p}", RxFrontEnd(config, p)) for p in ports]
         metas = part("rx_merge", StreamMerge(RxMeta, config.ports))
         setup = part("setup", Setup(config))
-        syn_ack = part("syn_ack", SynAckBuilder(config))
+        syn_ack = part("syn_ack", ReplyBuilder(config))
         rx_dma = part("rx_dma", RxDma(config))
         tx_dma = part("tx_dma", TxDma(config))
         downsizer = part("tx_width", Downsizer(AXI_BYTES, config.width))

@@ -1,17 +1,17 @@
 """What the NIC knows about a packet: the records that travel beside packet data.
 
 `RxMeta` leaves the receive front end, one per kept packet. `RxDispatch` leaves the verdict
-stage, one per `RxMeta` and in the same order. `SynAck` goes to the reply builder.
+stage, one per `RxMeta` and in the same order. `Reply` goes to the reply builder.
 `TxMeta` accompanies a frame from the host through checksum insertion.
 """
 
-from amaranth.lib import data
+from amaranth.lib import data, enum
 
 from acceltcp.abi.messages import RX_COMPLETION
 
 from ..abi import message_layout
 
-__all__ = ["RxDispatch", "RxMeta", "SynAck", "TcpOptions", "TxMeta"]
+__all__ = ["Reply", "ReplyKind", "RxDispatch", "RxMeta", "TcpOptions", "TxMeta", "TxPatch"]
 
 
 class TcpOptions(data.Struct):
@@ -72,9 +72,21 @@ class RxDispatch(data.Struct):
     completion: message_layout(RX_COMPLETION)
 
 
-class SynAck(data.Struct):
-    """Everything that a SYN-ACK is built from, already turned round: `src` is us."""
+class ReplyKind(enum.Enum, shape=2):
+    """What a segment that the NIC makes itself is."""
 
+    SYN_ACK = 0
+    ACK = 1
+    RST = 2  # with ACK set
+
+
+class Reply(data.Struct):
+    """Everything that a segment of the NIC's own is built from, already turned round: `src` is us.
+
+    `ecn`, `mss`, `wscale` and `sack` are looked at for a SYN-ACK only.
+    """
+
+    kind: ReplyKind
     port: 1
     dst_mac: 48
     src_mac: 48
@@ -85,7 +97,7 @@ class SynAck(data.Struct):
     dst: 128
     src_port: 16
     dst_port: 16
-    seq: 32  # the cookie
+    seq: 32  # of a SYN-ACK: the cookie
     ack: 32
     ecn: 1  # set ECE
     window: 16
@@ -98,6 +110,15 @@ class SynAck(data.Struct):
     tsecr: 32
 
 
+class TxPatch(data.Struct):
+    """What the NIC writes into the TCP header of a final frame before its checksum is computed."""
+
+    wanted: 1  # else the frame leaves as the host wrote it
+    timestamps: 1  # the option stands, after two NOPs, behind the fixed header
+    ack: 32
+    tsecr: 32
+
+
 class TxMeta(data.Struct):
     """A frame from the host, one per packet, offered no later than its first beat."""
 
@@ -106,3 +127,4 @@ class TxMeta(data.Struct):
     l3_offset: 8
     l4_offset: 8
     flags: 6  # acceltcp.abi.messages.TxFlag
+    patch: TxPatch

@@ -9,7 +9,7 @@ from amaranth.lib import data, enum
 
 from acceltcp.abi.messages import RX_COMPLETION
 
-from ..packet.meta import SynAck
+from ..packet.meta import Reply
 from .cookie import CookieTerms
 
 __all__ = ["Action", "DispatchRecord", "HostInfo", "SetupRecord"]
@@ -59,7 +59,7 @@ class SetupRecord(data.Struct):
     terms: CookieTerms
     queue: 8
     info: HostInfo
-    reply: SynAck  # ANSWER: all but `seq`. CHECK: only `seq`, the cookie that the client claims
+    reply: Reply  # ANSWER: all but `seq`. CHECK: only `seq`, the cookie that the client claims
 
 
 class DispatchRecord(data.Struct):

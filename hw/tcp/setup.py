@@ -25,7 +25,7 @@ from acceltcp.abi.messages import Verdict as VerdictCode
 from acceltcp.abi.registers import COUNTERS
 
 from ..counts import counts_layout
-from ..packet.meta import RxDispatch, RxMeta, SynAck
+from ..packet.meta import RxDispatch, RxMeta, Reply
 from ..stream.fifo import StreamFifo
 from .classify import Classifier
 from .cookie import CookieEngine, mss_of_class
@@ -54,7 +54,7 @@ class Setup(wiring.Component):
     -------
     meta: In(stream of RxMeta): received packets.
     dispatch: Out(stream of RxDispatch): what to do with each, in order.
-    syn_ack: Out(stream of SynAck)
+    syn_ack: Out(stream of Reply)
     mac, promiscuous, keep_bad: per port, see `acceltcp.abi.registers.PORT`.
     default_queue: for packets of no listener.
     ts_clock, epoch: see `acceltcp.abi.registers.TIME`.
@@ -70,7 +70,7 @@ class Setup(wiring.Component):
             {
                 "meta": In(stream.Signature(RxMeta)),
                 "dispatch": Out(stream.Signature(RxDispatch)),
-                "syn_ack": Out(stream.Signature(SynAck)),
+                "syn_ack": Out(stream.Signature(Reply)),
                 "mac": In(48).array(config.ports),
                 "promiscuous": In(1).array(config.ports),
                 "keep_bad": In(1).array(config.ports),
@@ -95,7 +95,7 @@ class Setup(wiring.Component):
         m.submodules.cookie = cookie = CookieEngine(SetupRecord, pipelined=config.pipelined_hash)
         m.submodules.verdict = verdict = Verdict()
         m.submodules.decided = decided = StreamFifo(DispatchRecord, waiting, kind="block")
-        m.submodules.replies = replies = StreamFifo(SynAck, REPLIES, kind="block")
+        m.submodules.replies = replies = StreamFifo(Reply, REPLIES, kind="block")
 
         # The listen table's commands and the parameters.
         wiring.connect(m, wiring.flipped(self.listen), table.port)

@@ -12,7 +12,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from ..counts import counts_layout
-from ..packet.meta import SynAck
+from ..packet.meta import Reply
 from .cookie import CookieResponse, compose_cookie
 from .records import Action, DispatchRecord, SetupRecord
 
@@ -34,7 +34,7 @@ class Verdict(wiring.Component):
     -------
     i: In(stream of CookieResponse(SetupRecord), always_ready)
     dispatch: Out(stream of DispatchRecord, always_ready): one per packet, in order.
-    reply: Out(stream of SynAck): offered for one cycle only.
+    reply: Out(stream of Reply): offered for one cycle only.
     counts: strobes.
     """
 
@@ -43,7 +43,7 @@ class Verdict(wiring.Component):
             {
                 "i": In(stream.Signature(CookieResponse(SetupRecord), always_ready=True)),
                 "dispatch": Out(stream.Signature(DispatchRecord, always_ready=True)),
-                "reply": Out(stream.Signature(SynAck)),
+                "reply": Out(stream.Signature(Reply)),
                 "counts": Out(counts_layout(*_COUNTS)),
             }
         )

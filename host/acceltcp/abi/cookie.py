@@ -26,6 +26,7 @@ __all__ = [
     "TIMESTAMP_OPTION_BITS",
     "WSCALE_NONE",
     "cookie",
+    "sip_round",
     "siphash_2_4",
 ]
 
@@ -96,7 +97,8 @@ def _rotl(value: int, by: int) -> int:
     return (value << by | value >> 64 - by) & _MASK
 
 
-def _round(v0: int, v1: int, v2: int, v3: int) -> tuple[int, int, int, int]:
+def sip_round(v0: int, v1: int, v2: int, v3: int) -> tuple[int, int, int, int]:
+    """One SipRound."""
     v0 = (v0 + v1) & _MASK
     v2 = (v2 + v3) & _MASK
     v1 = _rotl(v1, 13) ^ v0
@@ -122,11 +124,11 @@ def siphash_2_4(key: bytes, data: bytes) -> int:
         word = int.from_bytes(padded[at : at + 8], "little")
         v3 ^= word
         for _ in range(2):
-            v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+            v0, v1, v2, v3 = sip_round(v0, v1, v2, v3)
         v0 ^= word
     v2 ^= 0xFF
     for _ in range(4):
-        v0, v1, v2, v3 = _round(v0, v1, v2, v3)
+        v0, v1, v2, v3 = sip_round(v0, v1, v2, v3)
     return v0 ^ v1 ^ v2 ^ v3
 
 

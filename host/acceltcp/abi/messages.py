@@ -13,8 +13,14 @@ import enum
 from .fields import Field, Message
 
 __all__ = [
+    "CLOSE_COMMAND",
     "COMMAND",
     "EVENT",
+    "FINAL_FRAME",
+    "FINAL_FRAMES_MAX",
+    "FLOW_COMMAND",
+    "FLOW_RECORD",
+    "FRAME_TABLE_ALIGN",
     "LISTEN_COMMAND",
     "MESSAGES",
     "RING_SIZE_LOG2_MAX",
@@ -22,9 +28,14 @@ __all__ = [
     "RX_COMPLETION",
     "RX_FREE",
     "TX_DESCRIPTOR",
+    "WINDOW_UNIT",
     "ChecksumState",
+    "CloseFlag",
     "CommandOpcode",
     "EventType",
+    "FlowFlag",
+    "FlowState",
+    "FrameFlag",
     "ListenFlag",
     "Status",
     "TxFlag",
@@ -37,6 +48,16 @@ RING_SIZE_LOG2_MIN = 3
 
 RING_SIZE_LOG2_MAX = 15
 """Largest ring: 32,768 entries; indices are 16 bits and free-running."""
+
+
+FINAL_FRAMES_MAX = 16
+"""Most frames that `CLOSE` hands over."""
+
+FRAME_TABLE_ALIGN = 256
+"""A table of final frames starts at a multiple of this: 16 entries never cross a 4 KiB boundary."""
+
+WINDOW_UNIT = 64
+"""Bytes per step where a flow's window is told; rounded down."""
 
 
 class Verdict(enum.IntEnum):
@@ -107,6 +128,9 @@ class EventType(enum.IntEnum):
     """A receive buffer could not be used; `status` says why, `tag` which."""
     QUEUE_ERROR = 5
     """A doorbell or ring set-up was refused; `status` says why."""
+    FLOW_DONE = 6
+    """A flow handed over by `CLOSE` has ended as `status` says, once per flow; `value` is its
+    index. Its frames and their table are the host's again."""
 
 
 class Status(enum.IntEnum):
@@ -128,6 +152,19 @@ class Status(enum.IntEnum):
     """This build of the NIC does not have it."""
     BAD_DOORBELL = 9
     """The index passed more entries than the ring has."""
+    NO_SECRET = 10
+    """The secret of the connection table has not been set, or its tables are still being cleared."""
+    RESET = 11
+    """FLOW_DONE: the peer has reset the connection."""
+    TIMED_OUT = 12
+    """FLOW_DONE: the retry limit was reached; the peer has not acknowledged everything."""
+    PEER_DATA = 13
+    """FLOW_DONE: the peer has sent data that nobody would read; it was reset (RFC 9293 section 3.6.1, RFC 1122
+    section 4.2.2.13). It had acknowledged everything before."""
+    FIN_TIMED_OUT = 14
+    """FLOW_DONE: the peer has acknowledged everything, but did not close within `FLOWS.fin_wait_2`."""
+    ABORTED = 15
+    """FLOW_DONE: by `FLOW_UPDATE`."""
 
 
 class CommandOpcode(enum.IntEnum):
@@ -141,6 +178,10 @@ class CommandOpcode(enum.IntEnum):
     """Undo `LISTEN`; only the key is looked at."""
     LISTEN_UPDATE = 3
     """Change everything but the key of a listener."""
+    CLOSE = 4
+    """Hand over the end of a connection (`CLOSE_COMMAND`); the event's `value` is the flow's index."""
+    FLOW_UPDATE = 5
+    """Tell what the host has learned of a flow after it had handed it over (`FLOW_COMMAND`)."""
 
 
 class ListenFlag(enum.IntFlag):
@@ -156,6 +197,50 @@ class ListenFlag(enum.IntFlag):
     """Grant ECN to clients that ask for it and that carry timestamps (RFC 3168)."""
     PAUSED = 16
     """Answer no SYN (the host's backlog is full). Valid cookies still open connections."""
+
+
+class FrameFlag(enum.IntFlag):
+    """Bits of `FINAL_FRAME.flags`."""
+
+    IPV6 = 1
+    """The frame carries IPv6; else IPv4. The IP header ends where the TCP header starts."""
+
+
+class CloseFlag(enum.IntFlag):
+    """Bits of `CLOSE_COMMAND.flags`."""
+
+    IPV6 = 1
+    """The addresses are IPv6. IPv4 addresses stand in the last four bytes."""
+    TIMESTAMPS = 2
+    """Both sides use timestamps: in every frame the option stands, after two NOPs, behind the
+    fixed TCP header, and there is no other option; else there is none at all."""
+    PEER_FIN = 4
+    """The peer's FIN has been received; `rcv_nxt` counts it."""
+
+
+class FlowFlag(enum.IntFlag):
+    """Bits of `FLOW_COMMAND.flags`."""
+
+    FIN = 1
+    """The peer's FIN has been received (and acknowledged by the host)."""
+    ABORT = 2
+    """End the flow without another segment. It ends with status ABORTED."""
+
+
+class FlowState(enum.IntEnum):
+    """States of an entry of the state memory; the middle ones are those of RFC 9293 section 3.3.2."""
+
+    FREE = 0
+    """Not in use."""
+    DELETING = 1
+    """Leaving the connection table; free again when nothing in flight can refer to it."""
+    FIN_WAIT_1 = 2
+    FIN_WAIT_2 = 3
+    CLOSING = 4
+    LAST_ACK = 5
+    TIME_WAIT = 6
+    LINGER = 7
+    """Over; what comes late is dropped so that it cannot open the connection again."""
 
 
 RX_FREE = Message(
@@ -225,8 +310,10 @@ EVENT = Message(
     Field("index", 16, "TX ring index (free-running) of the descriptor it concerns."),
     Field("_zero1", 16),
     Field("tag", 32, "Tag of the command or buffer it concerns."),
-    Field("value", 32, "COMMAND_DONE of LISTEN: index in the listen table."),
-    Field("_zero2", 127),
+    Field("value", 32, "COMMAND_DONE of LISTEN: index in the listen table; of CLOSE, and FLOW_DONE: index of the flow."),
+    Field("rtt", 16, "FLOW_DONE: time from the first final frame to its acknowledgment, in timer steps; 0 if there is no sample (RFC 6298 section 3)."),
+    Field("retransmissions", 8, "FLOW_DONE: how often frames were sent again; 63 means that or more."),
+    Field("_zero2", 103),
     Field("phase", 1, "See above."),
 )
 
@@ -255,4 +342,76 @@ LISTEN_COMMAND = Message(
     Field("_zero1", 248),
 )
 
-MESSAGES = (RX_FREE, RX_COMPLETION, TX_DESCRIPTOR, EVENT, COMMAND, LISTEN_COMMAND)
+FINAL_FRAME = Message(
+    "FINAL_FRAME",
+    "One frame in the table that CLOSE names (16 bytes). The frames are consecutive segments; the last one carries FIN, and only "
+    "that one may be without data. Table and frames are the NIC's until the flow's FLOW_DONE event.",
+    Field("address", 64, "Bus address of the frame; any alignment."),
+    Field("seq", 32, "Its sequence number."),
+    Field("length", 16, "Its length in bytes; up to the largest frame."),
+    Field("l4_offset", 8, "Offset of its TCP header; even."),
+    Field("flags", 8, "How it looks.", FrameFlag),
+)
+
+CLOSE_COMMAND = Message(
+    "CLOSE_COMMAND",
+    "CLOSE (64 bytes). Its COMMAND_DONE event tells whether the NIC takes the flow; before that event no frame is sent.",
+    Field("opcode", 8, "CLOSE.", CommandOpcode),
+    Field("frames", 5, "Entries of the table, 1 to 16."),
+    Field("sent", 5, "How many of them the host has sent already; these are only retransmitted."),
+    Field("retries", 4, "Retransmissions of one segment before the NIC gives up, 1 to 15."),
+    Field("port", 2, "MAC port to send on."),
+    Field("flags", 8, "What the connection is like.", CloseFlag),
+    Field("tag", 32, "Given back in the event."),
+    Field("table", 64, "Bus address of the FINAL_FRAME table: a multiple of 256, below 2^56."),
+    Field("remote", 128, "Peer's address in network byte order: its first byte lies first in memory."),
+    Field("local", 128, "Our address, likewise."),
+    Field("remote_port", 16, "Peer's port; little-endian like every number here."),
+    Field("local_port", 16, "Our port."),
+    Field("rcv_nxt", 32, "Next sequence number expected from the peer."),
+    Field("ts_recent", 32, "TS.Recent (RFC 7323 section 4.3), if TIMESTAMPS."),
+    Field("rto", 16, "First retransmission time-out in timer steps, 1 to 16,383."),
+    Field("window", 12, "Peer's window, scaled, in units of WINDOW_UNIT; 4095 for that or more."),
+    Field("wscale", 4, "Peer's window shift, 0 to 14."),
+)
+
+FLOW_COMMAND = Message(
+    "FLOW_COMMAND",
+    "FLOW_UPDATE (64 bytes). Refused with NOT_FOUND when the flow has ended already or is another one; what it tells is taken only as far as it is news.",
+    Field("opcode", 8, "FLOW_UPDATE.", CommandOpcode),
+    Field("flags", 8, "What is told besides.", FlowFlag),
+    Field("_zero0", 16),
+    Field("tag", 32, "Given back in the event."),
+    Field("flow", 32, "Index of the flow."),
+    Field("snd_end", 32, "Sequence number after its last frame's FIN: tells it from an earlier flow of that index."),
+    Field("ack", 32, "Highest acknowledgment received."),
+    Field("ts_recent", 32, "TS.Recent, if the flow has timestamps."),
+    Field("window", 12, "Peer's window, as in CLOSE_COMMAND."),
+    Field("_zero1", 308),
+)
+
+FLOW_RECORD = Message(
+    "FLOW_RECORD",
+    "A flow as FLOWS.record shows it (36 bytes), for people who look for a fault.",
+    Field("state", 4, "State.", FlowState),
+    Field("port", 2, "MAC port."),
+    Field("timestamps", 1, "Timestamps are in use."),
+    Field("sending", 1, "Frames are being read from host memory."),
+    Field("queue", 8, "Queue of its event."),
+    Field("frames", 8, "Entries of its table."),
+    Field("retries", 4, "Retransmission time-outs in a row."),
+    Field("retry_limit", 4, "At which it gives up."),
+    Field("snd_end", 32, "Sequence number after our FIN."),
+    Field("unacked", 32, "Sequence numbers before it that are not acknowledged."),
+    Field("rcv_nxt", 32, "Next sequence number expected."),
+    Field("ts_recent", 32, "TS.Recent."),
+    Field("table", 64, "Bus address of its frame table."),
+    Field("deadline", 32, "Timer steps until its timer."),
+    Field("rto", 16, "First retransmission time-out in timer steps."),
+    Field("window", 12, "Peer's window in units of WINDOW_UNIT."),
+    Field("_zero0", 4),
+)
+
+MESSAGES = (
+    RX_FREE, RX_COMPLETION, TX_DESCRIPTOR, EVENT, COMMAND, LISTEN_COMMAND, FINAL_FRAME, CLOSE_COMMAND, FLOW_COMMAND, FLOW_RECORD,
+)  # fmt: skip

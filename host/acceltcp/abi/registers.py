@@ -25,6 +25,7 @@ __all__ = [
     "CONTROL",
     "COUNTERS",
     "COUNTER_BASE",
+    "FLOWS",
     "IDENT",
     "MAGIC",
     "PORT",
@@ -33,6 +34,7 @@ __all__ = [
     "QUEUES_MAX",
     "SECRET",
     "TIME",
+    "TIMER_TICKS",
     "Access",
     "Block",
     "Counter",
@@ -47,12 +49,16 @@ __all__ = [
 MAGIC = int.from_bytes(b"ATCP", "little")
 ABI_MAJOR = 1
 """Grows when software written for the version before no longer works."""
-ABI_MINOR = 0
+ABI_MINOR = 1
 """Grows when something is added."""
 
 BAR0_BYTES = 0x1_0000
 PORTS_MAX = 2
 QUEUES_MAX = 64
+
+
+TIMER_TICKS = 4
+"""Ticks per timer step: the unit of all times of a flow."""
 
 
 class Access(enum.Enum):
@@ -186,7 +192,7 @@ IDENT = Block(
         _register(
             "tables", 0x14, RO, "Table sizes.",
             Field("listeners", 16, "Entries of the listen table."),
-            Field("flows_log2", 8, "Connection table size, log2; 0 when absent."),
+            Field("flows_log2", 8, "Flows that the NIC can hold, log2; 0 when absent."),
             Field("_zero", 8),
         ),
         _register("max_frame", 0x18, RO, "Largest frame in bytes, without FCS, either way."),
@@ -269,6 +275,48 @@ PORT = Block(
     stride=0x20,
 )
 
+_STEPS_PER_SECOND = 1_000_000 // 100 // TIMER_TICKS
+"""With ticks of 100 us."""
+
+FLOWS = Block(
+    "FLOWS",
+    0x0280,
+    "Connection table and flows that the NIC closes. Times are in timer steps of four ticks, below 2^19; reset values are for ticks of 100 us.",
+    (
+        _register("word0", 0x00, WO, "Secret of the connection table's hash: bytes 0 to 3, little-endian."),
+        _register("word1", 0x04, WO, "Bytes 4 to 7."),
+        _register("word2", 0x08, WO, "Bytes 8 to 11."),
+        _register("word3", 0x0C, WO, "Bytes 12 to 15."),
+        _register(
+            "commit", 0x10, WO, "The secret.",
+            Field("commit", 1, "Write 1: put it in force. Once only: after that it takes a reset."),
+        ),
+        _register(
+            "status", 0x14, RO, "State.",
+            Field("secret_valid", 1, "The secret is in force."),
+            Field("ready", 1, "The tables have been cleared after the reset: CLOSE is taken."),
+        ),
+        _register("held", 0x18, RO, "Entries in the connection table, those in TIME_WAIT and LINGER too."),
+        _register("time_wait", 0x1C, RW, "TIME_WAIT (2 MSL); 0: none.", Field("steps", 20, "Timer steps."), reset=60 * _STEPS_PER_SECOND),
+        _register("fin_wait_2", 0x20, RW, "How long the peer's FIN is waited for.", Field("steps", 20, "Timer steps."), reset=60 * _STEPS_PER_SECOND),
+        _register("linger", 0x24, RW, "How long a flow that is over drops what comes late.", Field("steps", 20, "Timer steps."), reset=2 * _STEPS_PER_SECOND),
+        _register("max_rto", 0x28, RW, "Largest retransmission time-out.", Field("steps", 20, "Timer steps."), reset=60 * _STEPS_PER_SECOND),
+        _register("window", 0x2C, RW, "Window field of segments that the NIC makes itself.", Field("window", 16, "Unscaled."), reset=0xFFFF),
+        _register("find", 0x30, WO, "Write an index: look for the first flow in use at or after it; poll `found.busy`."),
+        _register(
+            "found", 0x34, RO, "What was found.",
+            Field("index", 24, "Index of the flow."),
+            Field("_zero", 6),
+            Field("found", 1, "There is one; `record` shows it."),
+            Field("busy", 1, "The search goes on."),
+        ),
+        *(
+            _register(f"record{i}", 0x38 + 4 * i, RO, f"FLOW_RECORD, bytes {4 * i} to {4 * i + 3}.")
+            for i in range(9)
+        ),
+    ),
+)
+
 QUEUE = Block(
     "QUEUE",
     0x8000,
@@ -312,7 +360,7 @@ QUEUE = Block(
     stride=0x80,
 )
 
-BLOCKS = (IDENT, CONTROL, TIME, SECRET, PORT, QUEUE)
+BLOCKS = (IDENT, CONTROL, TIME, SECRET, PORT, FLOWS, QUEUE)
 
 
 @dataclass(frozen=True)
@@ -355,6 +403,22 @@ COUNTERS = (
     Counter("setup_cookie_good", "Segments whose acknowledgment carries a valid cookie."),
     Counter("setup_cookie_bad", "Segments to a listener whose acknowledgment carries none."),
     Counter("setup_deferred", "Valid handshake ACKs consumed because of DEFER_ACCEPT."),
+    Counter("flow_packets", "Segments of flows that the NIC holds."),
+    Counter("flow_drop_busy", "Of them dropped: too many at once."),
+    Counter("flow_opened", "Flows taken over by CLOSE."),
+    Counter("flow_closed", "Flows ended: closed by both sides."),
+    Counter("flow_reset", "Flows ended: reset by the peer."),
+    Counter("flow_timed_out", "Flows ended: retry limit reached."),
+    Counter("flow_peer_data", "Flows ended: the peer sent data that nobody reads."),
+    Counter("flow_fin_timed_out", "Flows ended: the peer did not close."),
+    Counter("flow_aborted", "Flows ended: by the host."),
+    Counter("flow_faults", "Flows ended: their frames could not be read."),
+    Counter("flow_reused", "Tuples in TIME_WAIT or LINGER given to a new SYN (RFC 6191)."),
+    Counter("flow_retransmissions", "Retransmissions asked for, a batch of frames each."),
+    Counter("flow_acks", "Acknowledgments made by the NIC."),
+    Counter("flow_challenges", "Of them challenge ACKs (RFC 5961)."),
+    Counter("flow_resets_sent", "Resets sent by the NIC."),
+    Counter("flow_reply_busy", "Segments of the NIC lost: too many wait for the wire."),
     Counter("tx_packets", "Frames sent to the MAC."),
     Counter("tx_bytes", "Their bytes, without FCS.", 16),
     Counter("tx_host_packets", "Frames sent for the host."),

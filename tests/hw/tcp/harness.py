@@ -13,7 +13,7 @@ from amaranth.lib import data
 
 from acceltcp.abi.messages import LISTEN_COMMAND, RX_COMPLETION, CommandOpcode, ListenFlag, Status
 from hw.config import NicConfig
-from hw.packet.meta import RxDispatch, RxMeta, SynAck
+from hw.packet.meta import RxDispatch, RxMeta, Reply
 from tests.hw.simulate import always, run
 from tests.hw.tcp.model import MAPPED, Facts, ListenModel, Options, Outcome, SetupModel
 
@@ -218,7 +218,7 @@ class Bench:
                 assert RX_COMPLETION.from_int(have) == RX_COMPLETION.from_int(want), (facts, outcome)
                 assert have == want and got.queue == outcome.queue, (facts, outcome)
         replies = [outcome.reply for outcome in outcomes if outcome.reply]
-        assert self.replied == [SynAck.const(reply).as_value().value for reply in replies]
+        assert self.replied == [Reply.const(reply).as_value().value for reply in replies]
         assert self.counted == Counter(name for outcome in outcomes for name in outcome.counters)
         return outcomes
 

@@ -476,7 +476,7 @@ class SetupModel:
 
 
 def syn_ack_frame(reply: dict[str, int]) -> bytes:
-    """The frame of a reply (fields as `hw.packet.meta.SynAck`), as scapy builds it."""
+    """The frame of a reply (fields as `hw.packet.meta.Reply`), as scapy builds it."""
 
     def mac(number: int) -> str:
         return number.to_bytes(6, "big").hex(":")

@@ -14,10 +14,10 @@ from scapy.layers.l2 import Dot1Q, Ether
 
 from acceltcp.abi.messages import CommandOpcode, ListenFlag, Verdict
 from hw.config import NicConfig
-from hw.packet.meta import RxDispatch, RxMeta, SynAck
+from hw.packet.meta import RxDispatch, RxMeta, Reply
 from hw.stream.beat import packet_stream
 from hw.tcp.setup import REPLIES, Setup
-from hw.tcp.synack import SynAckBuilder
+from hw.tcp.reply import ReplyBuilder
 from tests.hw.simulate import packets, run, sometimes
 from tests.hw.tcp.harness import MACS, Bench, acknowledge, fields_of, random_facts, syn
 from tests.hw.tcp.model import facts_of_frame, syn_ack_frame
@@ -267,7 +267,7 @@ def test_handshake_in_whole_frames():
             options.pop(2)
         first = facts_of_frame(frame(ipv6, vlan=vlan, flags="SEC", seq=5, options=options))
         await bench.compare(ctx, [first])
-        (reply,) = [fields_of(SynAck, number) for number in bench.replied]
+        (reply,) = [fields_of(Reply, number) for number in bench.replied]
         answer = Ether(syn_ack_frame(reply))[TCP]
         stamps = dict(option for option in answer.options if option[0] == "Timestamp").get("Timestamp")
         assert (stamps is not None) == timestamps and answer.ack == 6
@@ -356,7 +356,7 @@ def test_replies_without_room_are_dropped_and_counted():
         assert len(bench.dispatched) == count
         open_[0] = True
         await bench.settle(ctx)
-        replies = [data.Const(SynAck, number) for number in bench.replied]
+        replies = [data.Const(Reply, number) for number in bench.replied]
         assert [reply.ack for reply in replies] == list(range(1, REPLIES + 3))
 
     bench.run(scenario, reply_go=lambda: open_[0])
@@ -406,10 +406,10 @@ def test_small_engine_passes_what_needs_no_hash():
 
 
 class Replier(wiring.Component):
-    """Setup and SynAckBuilder, wired as in the NIC."""
+    """Setup and ReplyBuilder, wired as in the NIC."""
 
     def __init__(self, config):
-        self.setup, self.builder = Setup(config), SynAckBuilder(config)
+        self.setup, self.builder = Setup(config), ReplyBuilder(config)
         super().__init__({"o": Out(packet_stream(config.width)), "unused": In(1)})
 
     def elaborate(self, platform):

@@ -1,5 +1,5 @@
 # amaranth: UnusedElaboratable=no
-"""SynAckBuilder: every option combination byte for byte as scapy builds it, checksums included."""
+"""ReplyBuilder: every option combination byte for byte as scapy builds it, checksums included."""
 
 import itertools
 import random
@@ -11,13 +11,13 @@ from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
 from hw.config import NicConfig
-from hw.packet.meta import SynAck
-from hw.tcp.synack import SynAckBuilder
+from hw.packet.meta import Reply
+from hw.tcp.reply import ReplyBuilder
 from tests.hw.simulate import always, collect, feed, packets, run, sometimes
 from tests.hw.tcp.model import MAPPED, facts_of_frame, syn_ack_frame
 
 WIDTHS = (8, 32, 64)
-BITS = {name: field.width for name, field in data.Layout.cast(SynAck)}
+BITS = {name: field.width for name, field in data.Layout.cast(Reply)}
 
 
 def config(width):
@@ -39,7 +39,7 @@ def random_reply(rng, **fixed):
 
 
 def to_int(reply):
-    return SynAck.const(reply).as_value().value
+    return Reply.const(reply).as_value().value
 
 
 def every_combination(rng):
@@ -50,7 +50,7 @@ def every_combination(rng):
 
 def build(width, replies, go_in=always, go_out=always):
     """Frames and their ports."""
-    dut = SynAckBuilder(config(width))
+    dut = ReplyBuilder(config(width))
     frames, ports = [], []
     count = sum(-(-len(syn_ack_frame(reply)) // width) for reply in replies)
 
@@ -121,7 +121,7 @@ def test_lengths_and_scapy_options():
 @pytest.mark.parametrize("width, beats", ((64, 2), (32, 3), (8, 10)))
 def test_no_gap_between_frames(width, beats):
     """74-byte replies (IPv4, all options) leave back to back; the first after `latency`."""
-    dut = SynAckBuilder(config(width))
+    dut = ReplyBuilder(config(width))
     rng = random.Random(9)
     reply = random_reply(rng, ipv6=0, vlan=0, timestamps=1, sack=1, wscale_present=1)
     assert len(syn_ack_frame(reply)) == 74
@@ -141,7 +141,7 @@ def test_no_gap_between_frames(width, beats):
 
 
 def test_one_beat_replies_leave_one_per_cycle():
-    dut = SynAckBuilder(config(64))
+    dut = ReplyBuilder(config(64))
     reply = random_reply(random.Random(1), ipv6=0, vlan=0, timestamps=0, sack=0, wscale_present=0)
 
     async def bench(ctx):

@@ -1,11 +1,11 @@
-"""`SynAckBuilder`: turns `SynAck` records into frames of 58 to 98 bytes, checksums included.
+"""`ReplyBuilder`: turns `Reply` records into frames of 58 to 98 bytes, checksums included.
 
 Frame: Ethernet, the client's 802.1Q tag if it had one, IPv4 (DF, identification 0, TTL 64) or
 IPv6 (hop limit 64), TCP. Options in this order: MSS; then SACK-permitted with timestamps, or
 either alone, padded in front with NOPs to whole words; then NOP and window scale (RFC 9293
 section 3.2, RFC 2018, RFC 7323). ECE is set alone when ECN is granted (RFC 3168 section 6.1.1).
 
-* Latency: 9 cycles from `i` to the first beat (`latency`): `SynAckChecksum` and a FIFO.
+* Latency: 9 cycles from `i` to the first beat (`latency`): `ReplyChecksum` and a FIFO.
 * Throughput: a beat per cycle without a gap between frames. With 64-byte beats an untagged IPv4
   reply with MSS alone takes one cycle, every other at most two.
 * Registered: `i.ready`; `o` comes from flip-flops through a count of beats. `o.ready` goes to the
@@ -23,11 +23,11 @@ from amaranth.lib.wiring import In, Out
 from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, TCP, VLAN, EtherType, IPProtocol, TCPFlag, TCPOption
 
 from ..abi import wire_bytes
-from ..packet.meta import SynAck
+from ..packet.meta import Reply
 from ..stream.beat import packet_stream
 from ..stream.fifo import StreamFifo
 
-__all__ = ["SynAckBuilder", "SynAckChecksum"]
+__all__ = ["ReplyBuilder", "ReplyChecksum"]
 
 REPLIES = 16
 """Records that may be inside; more than the latency of the checksums, so that small replies flow
@@ -71,7 +71,7 @@ def _halves(value):
     return [value[at : at + 16] for at in range(0, len(value), 16)]
 
 
-class SynAckChecksum(wiring.Component):
+class ReplyChecksum(wiring.Component):
     """The two checksums of a SYN-ACK: one's complement sums as adder trees (RFC 1071).
 
     Latency: `latency` cycles. Throughput: one reply per cycle; cannot be stalled. The order of
@@ -79,14 +79,14 @@ class SynAckChecksum(wiring.Component):
 
     Members
     -------
-    i: In(SynAck)
+    i: In(Reply)
     o: the checksum fields of what was on `i` `latency` cycles ago; `ip` is for IPv4 only.
     """
 
     latency = 6
 
     def __init__(self):
-        super().__init__({"i": In(SynAck), "o": Out(_Sums)})
+        super().__init__({"i": In(Reply), "o": Out(_Sums)})
 
     def elaborate(self, platform):
         m = Module()
@@ -152,24 +152,24 @@ class SynAckChecksum(wiring.Component):
         return m
 
 
-class SynAckBuilder(wiring.Component):
+class ReplyBuilder(wiring.Component):
     """Builds SYN-ACK frames.
 
     Members
     -------
-    i: In(stream of SynAck)
+    i: In(stream of Reply)
     o: Out(packet_stream(config.width))
     port: MAC port of the packet on `o`.
     busy: replies are inside.
     """
 
-    latency = SynAckChecksum.latency + 3
+    latency = ReplyChecksum.latency + 3
 
     def __init__(self, config):
         self._width = config.width
         super().__init__(
             {
-                "i": In(stream.Signature(SynAck)),
+                "i": In(stream.Signature(Reply)),
                 "o": Out(packet_stream(config.width)),
                 "port": Out(1),
                 "busy": Out(1),
@@ -182,8 +182,8 @@ class SynAckBuilder(wiring.Component):
 
         # Records wait while their checksums are computed. The second FIFO has room for as much as
         # fits into the first, so it is never full.
-        m.submodules.replies = replies = StreamFifo(SynAck, REPLIES, kind="block")
-        m.submodules.checksum = checksum = SynAckChecksum()
+        m.submodules.replies = replies = StreamFifo(Reply, REPLIES, kind="block")
+        m.submodules.checksum = checksum = ReplyChecksum()
         m.submodules.sums = sums = StreamFifo(_Sums, replies.capacity)
         valid = Signal(checksum.latency)
         m.d.sync += valid.eq(Cat(self.i.valid & self.i.ready, valid))
