@@ -28,6 +28,7 @@ from acceltcp.abi.registers import (
     CONTROL,
     COUNTER_BASE,
     COUNTERS,
+    FLOWS,
     IDENT,
     MAGIC,
     PORT,
@@ -42,13 +43,14 @@ from ..counts import counts_layout
 from .axil import AxiLiteSignature, AxiLiteSlave, RegisterRequest
 from .bus import QueueBus
 from .counters import CounterPort
+from .flows import TIMES, FlowsPort
 from .queues import QueueRegisters
 from .quiesce import Quiesce
 from .time import SecretPort, TimePort
 
 __all__ = ["FEATURES", "RegisterFile"]
 
-FEATURES = Feature.SETUP
+FEATURES = Feature.SETUP | Feature.TEARDOWN
 """Offloads in this gateware."""
 
 _SCALAR_BITS = 10  # blocks other than QUEUE and the counters lie below this power of two
@@ -76,6 +78,8 @@ class RegisterFile(wiring.Component):
         `PORT`; the first byte of the MAC address is the most significant.
     secret : Out(SecretPort()); time : Out(TimePort()); counters : Out(CounterPort())
         Connect to `Secret`, `Clock`, `Counters`. Reset all three with `core_reset`.
+    flows : Out(FlowsPort(config))
+        Connection table and teardown engine; the secret is kept here.
     queues : Out(QueueBus())
         Broadcast to the engines.
     hold : Out(1)
@@ -112,6 +116,7 @@ class RegisterFile(wiring.Component):
                 "secret": Out(SecretPort()),
                 "time": Out(TimePort()),
                 "counters": Out(CounterPort()),
+                "flows": Out(FlowsPort(config)),
                 "queues": Out(QueueBus()),
                 "hold": Out(1),
                 "idle": In(1),
@@ -149,20 +154,37 @@ class RegisterFile(wiring.Component):
             "secret_valid": self.secret.valid,
             "snapshot_busy": self.counters.busy,
         }
+        flows = self.flows
+        record = Value.cast(flows.found.record)
         return {
             ("IDENT", "magic"): C(MAGIC, 32),
             ("IDENT", "abi"): C(IDENT["abi"].encode(minor=ABI_MINOR, major=ABI_MAJOR), 32),
             ("IDENT", "map_hash"): C(map_hash(), 32),
             ("IDENT", "features"): C(int(FEATURES), 32),
             ("IDENT", "shape"): C(shape, 32),
-            ("IDENT", "tables"): C(IDENT["tables"].encode(listeners=config.listeners, flows_log2=0), 32),
+            ("IDENT", "tables"): C(IDENT["tables"].encode(listeners=config.listeners, flows_log2=config.flow_bits), 32),
             ("IDENT", "max_frame"): C(config.max_frame, 32),
             ("CONTROL", "status"): Cat(status[field.name] for field in CONTROL["status"].fields),
             ("TIME", "ticks_low"): self.time.ticks[:32],
             ("TIME", "ticks_high"): ticks_high,
             ("TIME", "ts_clock"): self.time.ts_clock,
             ("TIME", "epoch"): self.time.epoch,
+            ("FLOWS", "status"): Cat(flows.key_valid, flows.ready),
+            ("FLOWS", "held"): flows.held,
+            ("FLOWS", "found"): self._fields(
+                FLOWS["found"], index=flows.found.index, found=flows.found.found, busy=flows.found.busy
+            ),
+            **{("FLOWS", f"record{i}"): record[32 * i : 32 * i + 32] for i in range(len(record) // 32)},
         }
+
+    @staticmethod
+    def _fields(register, **values):
+        """A register's value from its fields; those not named are zero."""
+        parts = []
+        for field in register.fields:
+            value = Value.cast(values.get(field.name, C(0, 1)))
+            parts.append(Cat(value, C(0, field.bits - len(value))))
+        return Cat(*parts)
 
     def elaborate(self, platform):
         m = Module()
@@ -268,7 +290,14 @@ class RegisterFile(wiring.Component):
             for (_, _, name), register in kept.items():
                 if name != "scratch":
                     m.d.sync += register.eq(register.init)
-            m.d.sync += [self.secret.key.eq(0), self.secret.commit.eq(0), ticks_high.eq(0)]
+            m.d.sync += [
+                self.secret.key.eq(0),
+                self.secret.commit.eq(0),
+                self.flows.key.eq(0),
+                self.flows.key_valid.eq(0),
+                self.flows.find.eq(0),
+                ticks_high.eq(0),
+            ]
         self._connect_kept(m, kept, resetting)
         return m
 
@@ -322,6 +351,16 @@ class RegisterFile(wiring.Component):
         for word in range(len(self.secret.key) // 32):
             with m.If(strobes["SECRET", 0, f"word{word}"]):
                 m.d.sync += self.secret.key.word_select(word, 32).eq(merged)
+        # The connection table's entries are where their hash has put them: its secret stays.
+        flows = self.flows
+        for word in range(len(flows.key) // 32):
+            with m.If(strobes["FLOWS", 0, f"word{word}"] & ~flows.key_valid):
+                m.d.sync += flows.key.word_select(word, 32).eq(merged)
+        with m.If(strobes["FLOWS", 0, "commit"] & merged[0]):
+            m.d.sync += flows.key_valid.eq(1)
+        m.d.sync += flows.find.start.eq(strobes["FLOWS", 0, "find"])
+        with m.If(strobes["FLOWS", 0, "find"]):
+            m.d.sync += flows.find.index.eq(merged)
 
     def _connect_kept(self, m, kept, resetting):
         """Registers to typed outputs, field by field."""
@@ -335,6 +374,8 @@ class RegisterFile(wiring.Component):
             self.default_queue.eq(field(CONTROL, "default_queue", "queue")),
             self.time.ts_ticks.eq(field(TIME, "ts_ticks", "ticks")),
             self.time.epoch_ticks.eq(field(TIME, "epoch_ticks", "value")),
+            self.flows.window.eq(field(FLOWS, "window", "window")),
+            *(getattr(self.flows, name).eq(field(FLOWS, name, "steps")) for name in TIMES),
         ]
         for port in range(self._config.ports):
             m.d.comb += [

@@ -29,7 +29,7 @@ from acceltcp.abi.messages import ChecksumState
 from acceltcp.abi.wire import MSS_DEFAULT_IPV4, MSS_DEFAULT_IPV6, TCPFlag
 
 from ..counts import counts_layout
-from ..packet.meta import RxMeta
+from ..packet.meta import ReplyKind, RxMeta
 from .cookie import CookieRequest, CookieTerms, header_field, header_value, mss_class
 from .listen import Listener, ListenKey
 from .records import Action, HostInfo, SetupRecord
@@ -364,6 +364,13 @@ class Classifier(wiring.Component):
                 record.epoch.eq(epoch),
                 record.terms.eq(terms),
                 record.queue.eq(Mux(offloaded, listener.queue, self.default_queue)),
+                record.flow.eq(s.clean & s.mine),
+                record.segment.flags.eq(meta.flags),
+                record.segment.window.eq(meta.window),
+                record.segment.payload_length.eq(meta.payload_length),
+                record.segment.timestamps.eq(meta.options.timestamps),
+                record.segment.options_bad.eq(meta.options.bad),
+                reply.kind.eq(ReplyKind.SYN_ACK),
                 reply.port.eq(meta.port),
                 reply.dst_mac.eq(meta.src_mac),
                 reply.src_mac.eq(meta.dst_mac),

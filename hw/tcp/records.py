@@ -11,6 +11,7 @@ from acceltcp.abi.messages import RX_COMPLETION
 
 from ..packet.meta import Reply
 from .cookie import CookieTerms
+from .flow import Segment
 
 __all__ = ["Action", "DispatchRecord", "HostInfo", "SetupRecord"]
 
@@ -58,8 +59,12 @@ class SetupRecord(data.Struct):
     epoch: 2  # low bits of the epoch that was hashed
     terms: CookieTerms
     queue: 8
+    flow: 1  # good enough for a flow, if the NIC holds one of that tuple
+    segment: Segment
     info: HostInfo
-    reply: Reply  # ANSWER: all but `seq`. CHECK: only `seq`, the cookie that the client claims
+    # ANSWER: all but `seq`. Else `seq` is the cookie that the client claims, SEG.ACK - 1, and what
+    # a flow needs is right: addresses, ports, `ack`, `tsecr`.
+    reply: Reply
 
 
 class DispatchRecord(data.Struct):

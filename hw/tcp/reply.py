@@ -1,13 +1,14 @@
-"""`ReplyBuilder`: turns `Reply` records into frames of 58 to 98 bytes, checksums included.
+"""`ReplyBuilder`: turns `Reply` records into frames of 54 to 98 bytes, checksums included.
 
 Frame: Ethernet, the client's 802.1Q tag if it had one, IPv4 (DF, identification 0, TTL 64) or
-IPv6 (hop limit 64), TCP. Options in this order: MSS; then SACK-permitted with timestamps, or
-either alone, padded in front with NOPs to whole words; then NOP and window scale (RFC 9293
-section 3.2, RFC 2018, RFC 7323). ECE is set alone when ECN is granted (RFC 3168 section 6.1.1).
+IPv6 (hop limit 64), TCP. Options of a SYN-ACK in this order: MSS; then SACK-permitted with
+timestamps, or either alone, padded in front with NOPs to whole words; then NOP and window scale
+(RFC 9293 section 3.2, RFC 2018, RFC 7323). ECE is set alone when ECN is granted (RFC 3168 section
+6.1.1). An ACK or RST carries two NOPs and timestamps (RFC 7323 appendix A), or no option.
 
 * Latency: 9 cycles from `i` to the first beat (`latency`): `ReplyChecksum` and a FIFO.
 * Throughput: a beat per cycle without a gap between frames. With 64-byte beats an untagged IPv4
-  reply with MSS alone takes one cycle, every other at most two.
+  reply with MSS alone or without options takes one cycle, every other at most two.
 * Registered: `i.ready`; `o` comes from flip-flops through a count of beats. `o.ready` goes to the
   enable of the frame register and no further.
 * Overflow: cannot happen; `i.ready` goes low. Reset: forgets all replies.
@@ -23,7 +24,7 @@ from amaranth.lib.wiring import In, Out
 from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, TCP, VLAN, EtherType, IPProtocol, TCPFlag, TCPOption
 
 from ..abi import wire_bytes
-from ..packet.meta import Reply
+from ..packet.meta import Reply, ReplyKind
 from ..stream.beat import packet_stream
 from ..stream.fifo import StreamFifo
 
@@ -59,11 +60,19 @@ def _option_words(reply):
         Mux(reply.timestamps, wscale, 0),
     ]
     used = 1 + Mux(reply.timestamps, 3, reply.sack) + reply.wscale_present
-    return words, used
+    # Not a SYN-ACK: only timestamps.
+    plain = [C(_PADDING << 16 | _TIMESTAMPS, 32), reply.tsval, reply.tsecr, C(0, 32), C(0, 32)]
+    syn = reply.kind == ReplyKind.SYN_ACK
+    words = [
+        Mux(syn, word, Mux(reply.timestamps, other, 0)) for word, other in zip(words, plain, strict=True)
+    ]
+    return words, Mux(syn, used, Mux(reply.timestamps, 3, 0))
 
 
 def _tcp_flags(reply):
-    return TCPFlag.SYN | TCPFlag.ACK | Mux(reply.ecn, int(TCPFlag.ECE), 0)
+    syn_ack = TCPFlag.SYN | TCPFlag.ACK | Mux(reply.ecn, int(TCPFlag.ECE), 0)
+    plain = TCPFlag.ACK | Mux(reply.kind == ReplyKind.RST, int(TCPFlag.RST), 0)
+    return Mux(reply.kind == ReplyKind.SYN_ACK, syn_ack, plain)
 
 
 def _halves(value):
@@ -72,7 +81,7 @@ def _halves(value):
 
 
 class ReplyChecksum(wiring.Component):
-    """The two checksums of a SYN-ACK: one's complement sums as adder trees (RFC 1071).
+    """The two checksums of a reply: one's complement sums as adder trees (RFC 1071).
 
     Latency: `latency` cycles. Throughput: one reply per cycle; cannot be stalled. The order of
     the words does not matter to the sum, so the frame need not be laid out for it.
@@ -153,7 +162,7 @@ class ReplyChecksum(wiring.Component):
 
 
 class ReplyBuilder(wiring.Component):
-    """Builds SYN-ACK frames.
+    """Builds the frames.
 
     Members
     -------

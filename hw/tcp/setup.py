@@ -1,15 +1,19 @@
 """`Setup`: connection setup without state, for all ports. It only wires its stages together:
 
     meta --> Classifier --> CookieEngine --> Verdict --+--> dispatch FIFO --> dispatch
-                 |                                     +--> SYN-ACK FIFO  --> syn_ack
-             ListenTable <-- listen
+       |         |                              |      +--> SYN-ACK FIFO  --> syn_ack
+       |     ListenTable <-- listen             |      +--> flow
+       +--> connection ...................... lookup
 
-Every packet comes out on `dispatch`, in order, kept or not.
+Every packet comes out on `dispatch`, in order, kept or not. Meanwhile its connection is looked
+up elsewhere; the results meet again in front of the verdict.
 
 * Latency: 46 cycles from `meta` to `dispatch` and to `syn_ack`, whatever the packet. With the small
-  hash engine 9 to `dispatch` without a hash and 28 with one, and longer behind those that need one.
+  hash engine 11 to `dispatch` without a hash and 30 with one, and longer behind those that need one.
 * Throughput: one packet per cycle; with the small engine one packet that needs a hash per 20.
 * Registered: `dispatch`, `syn_ack` and, with the pipelined hash, `meta.ready` (a constant).
+* The result of a look-up must be there `lookup_latency_max` cycles after its request, in order. With
+  the small engine there is no such limit: up to 16 packets wait for theirs.
 * Overflow: with the pipelined hash nothing inside can be stalled. The dispatch FIFO has room for
   every packet that may be waiting, since each receive front end lets at most `config.packets`
   be undecided. SYN-ACKs that find their FIFO full are dropped and counted; the client repeats
@@ -25,10 +29,12 @@ from acceltcp.abi.messages import Verdict as VerdictCode
 from acceltcp.abi.registers import COUNTERS
 
 from ..counts import counts_layout
-from ..packet.meta import RxDispatch, RxMeta, Reply
+from ..packet.meta import Reply, RxDispatch, RxMeta
 from ..stream.fifo import StreamFifo
+from ..table.records import ConnectionKey, Lookup
 from .classify import Classifier
-from .cookie import CookieEngine, mss_of_class
+from .cookie import CookieEngine, CookieResponse, mss_of_class
+from .flow import FlowPacket
 from .listen import ListenPort, ListenTable
 from .records import DispatchRecord, SetupRecord
 from .verdict import Verdict
@@ -37,6 +43,9 @@ __all__ = ["REPLIES", "Setup"]
 
 REPLIES = 32
 """SYN-ACKs that may wait for the reply builder."""
+
+LOOKUPS = 16
+"""Packets that may wait for their look-up with the small hash engine."""
 
 _COUNTS = (
     "rx_drop_filter",
@@ -55,6 +64,9 @@ class Setup(wiring.Component):
     meta: In(stream of RxMeta): received packets.
     dispatch: Out(stream of RxDispatch): what to do with each, in order.
     syn_ack: Out(stream of Reply)
+    connection: Out(stream of ConnectionKey): every packet's; without a TCP header it means nothing.
+    lookup: In(stream of Lookup): what the connection table says, one for each, in order.
+    flow: Out(stream of FlowPacket, always_ready): segments of connections in teardown.
     mac, promiscuous, keep_bad: per port, see `acceltcp.abi.registers.PORT`.
     default_queue: for packets of no listener.
     ts_clock, epoch: see `acceltcp.abi.registers.TIME`.
@@ -71,6 +83,9 @@ class Setup(wiring.Component):
                 "meta": In(stream.Signature(RxMeta)),
                 "dispatch": Out(stream.Signature(RxDispatch)),
                 "syn_ack": Out(stream.Signature(Reply)),
+                "connection": Out(stream.Signature(ConnectionKey)),
+                "lookup": In(stream.Signature(Lookup(config.table))),
+                "flow": Out(stream.Signature(FlowPacket(config), always_ready=True)),
                 "mac": In(48).array(config.ports),
                 "promiscuous": In(1).array(config.ports),
                 "keep_bad": In(1).array(config.ports),
@@ -86,6 +101,14 @@ class Setup(wiring.Component):
             }
         )
 
+    @property
+    def lookup_latency_max(self):
+        """Cycles from a request on `connection` by which its result must stand on `lookup`; None
+        where packets wait for it."""
+        if not self._config.pipelined_hash:
+            return None
+        return Classifier.latency + CookieEngine(SetupRecord, pipelined=True).latency
+
     def elaborate(self, platform):
         m = Module()
         config = self._config
@@ -93,7 +116,7 @@ class Setup(wiring.Component):
         m.submodules.table = table = ListenTable(config)
         m.submodules.classifier = classifier = Classifier(config)
         m.submodules.cookie = cookie = CookieEngine(SetupRecord, pipelined=config.pipelined_hash)
-        m.submodules.verdict = verdict = Verdict()
+        m.submodules.verdict = verdict = Verdict(config)
         m.submodules.decided = decided = StreamFifo(DispatchRecord, waiting, kind="block")
         m.submodules.replies = replies = StreamFifo(Reply, REPLIES, kind="block")
 
@@ -105,22 +128,32 @@ class Setup(wiring.Component):
             for inner, outer in zip(getattr(classifier, name), getattr(self, name), strict=True):
                 m.d.comb += inner.eq(outer)
 
-        # The pipeline. It moves on unless the cookie engine holds its input.
+        # The pipeline. It moves on unless the cookie engine holds its input. A packet goes into it and
+        # to the connection table at once.
         enable = Signal()
+        room = Signal()
+        meta = self.meta.p
         m.d.comb += [
             enable.eq(~classifier.o_valid | cookie.i.ready),
-            self.meta.ready.eq(enable),
+            self.meta.ready.eq(enable & room & self.connection.ready),
+            self.connection.valid.eq(self.meta.valid & enable & room),
+            self.connection.p.remote.eq(meta.src),
+            self.connection.p.local.eq(meta.dst),
+            self.connection.p.remote_port.eq(meta.src_port),
+            self.connection.p.local_port.eq(meta.dst_port),
+            self.connection.p.ipv6.eq(meta.ipv6),
             classifier.enable.eq(enable),
-            classifier.i_valid.eq(self.meta.valid),
+            classifier.i_valid.eq(self.meta.valid & room & self.connection.ready),
             classifier.i.eq(self.meta.payload),
             table.enable.eq(enable),
             table.key.eq(classifier.key),
             classifier.listener.eq(table.listener),
             cookie.i.valid.eq(classifier.o_valid),
             cookie.i.payload.eq(classifier.o),
-            verdict.i.valid.eq(cookie.o.valid),
-            verdict.i.payload.eq(cookie.o.payload),
+            verdict.lookup.eq(self.lookup.payload),
         ]
+        self._join(m, cookie.o, verdict.i, room)
+        wiring.connect(m, verdict.flow, wiring.flipped(self.flow))
         # `decided` never fills up, see above; `Verdict` has no ready to look at.
         m.d.comb += [
             decided.i.valid.eq(verdict.dispatch.valid),
@@ -158,3 +191,26 @@ class Setup(wiring.Component):
         )
         m.d.comb += self.busy.eq(self.meta.valid | (inside != 0) | (replies.level != 0) | table.busy)
         return m
+
+    def _join(self, m, cookie, verdict, room):
+        """Packets meet the results of their look-ups."""
+        if self._config.pipelined_hash:
+            m.d.comb += [
+                verdict.valid.eq(cookie.valid),
+                verdict.payload.eq(cookie.payload),
+                self.lookup.ready.eq(cookie.valid),
+                room.eq(1),
+            ]
+            return
+        m.submodules.undecided = undecided = StreamFifo(CookieResponse(SetupRecord), LOOKUPS)
+        inside = Signal(range(LOOKUPS + 1))
+        m.d.sync += inside.eq(inside + (self.meta.valid & self.meta.ready) - verdict.valid)
+        m.d.comb += [
+            undecided.i.valid.eq(cookie.valid),
+            undecided.i.payload.eq(cookie.payload),
+            verdict.payload.eq(undecided.o.payload),
+            verdict.valid.eq(undecided.o.valid & self.lookup.valid),
+            undecided.o.ready.eq(self.lookup.valid),
+            self.lookup.ready.eq(undecided.o.valid),
+            room.eq(inside != LOOKUPS),
+        ]

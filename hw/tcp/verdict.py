@@ -1,9 +1,11 @@
 """`Verdict`: compares the cookie and says what becomes of the packet.
 
+A packet of a connection that the NIC holds itself goes there, whatever it is, and nowhere else.
+
 * Latency: 1 cycle. Throughput: one packet per cycle; it cannot be stalled.
 * Registered: the inputs; outputs are a few levels of logic behind them.
-* Overflow: `dispatch` has no ready, its user has room for every packet. A SYN-ACK that finds
-  `reply.ready` low is dropped and counted.
+* Overflow: `dispatch` and `flow` have no ready, their users have room for every packet (or
+  count what they drop). A SYN-ACK that finds `reply.ready` low is dropped and counted.
 * Reset: forgets the packet inside.
 """
 
@@ -13,7 +15,9 @@ from amaranth.lib.wiring import In, Out
 
 from ..counts import counts_layout
 from ..packet.meta import Reply
+from ..table.records import Kind, Lookup
 from .cookie import CookieResponse, compose_cookie
+from .flow import FlowPacket
 from .records import Action, DispatchRecord, SetupRecord
 
 __all__ = ["Verdict"]
@@ -33,15 +37,19 @@ class Verdict(wiring.Component):
     Members
     -------
     i: In(stream of CookieResponse(SetupRecord), always_ready)
+    lookup: In(Lookup): what the connection table says of the packet on `i`.
+    flow: Out(stream of FlowPacket, always_ready): segments of connections in teardown.
     dispatch: Out(stream of DispatchRecord, always_ready): one per packet, in order.
     reply: Out(stream of Reply): offered for one cycle only.
     counts: strobes.
     """
 
-    def __init__(self):
+    def __init__(self, config):
         super().__init__(
             {
                 "i": In(stream.Signature(CookieResponse(SetupRecord), always_ready=True)),
+                "lookup": In(Lookup(config.table)),
+                "flow": Out(stream.Signature(FlowPacket(config), always_ready=True)),
                 "dispatch": Out(stream.Signature(DispatchRecord, always_ready=True)),
                 "reply": Out(stream.Signature(Reply)),
                 "counts": Out(counts_layout(*_COUNTS)),
@@ -60,8 +68,17 @@ class Verdict(wiring.Component):
         record = Signal(SetupRecord, reset_less=True)
         composed = Signal(32, reset_less=True)
         good = Signal()
+        held = Signal()
+        index = Signal.like(self.lookup.index, reset_less=True)
         m.d.sync += [
             valid.eq(self.i.valid),
+            held.eq(
+                self.lookup.hit
+                & (self.lookup.kind == Kind.TEARDOWN)
+                & side.flow
+                & (side.action != Action.DROP)
+            ),
+            index.eq(self.lookup.index),
             record.eq(side),
             composed.eq(cookie),
             good.eq((cookie == side.reply.seq) & ~side.hopeless),
@@ -73,16 +90,23 @@ class Verdict(wiring.Component):
         deferred = Signal()
         sent = Signal()
         dispatch = self.dispatch.p
+        flow = self.flow.p
         m.d.comb += [
-            answer.eq(valid & (record.action == Action.ANSWER)),
-            check.eq(valid & (record.action == Action.CHECK)),
+            answer.eq(valid & ~held & (record.action == Action.ANSWER)),
+            check.eq(valid & ~held & (record.action == Action.CHECK)),
+            self.flow.valid.eq(valid & held),
+            flow.index.eq(index),
+            flow.answer.eq(record.action == Action.ANSWER),
+            flow.segment.eq(record.segment),
+            flow.reply.eq(record.reply),
+            flow.reply.seq.eq(Mux(flow.answer, composed, record.reply.seq)),
             deferred.eq(check & good & record.deferrable),
             sent.eq(answer & self.reply.ready),
             self.reply.valid.eq(answer),
             self.reply.payload.eq(record.reply),
             self.reply.p.seq.eq(composed),
             self.dispatch.valid.eq(valid),
-            dispatch.keep.eq((record.action == Action.PASS) | check & ~deferred),
+            dispatch.keep.eq((record.action == Action.PASS) & ~held | check & ~deferred),
             dispatch.new.eq(check & good),
             dispatch.queue.eq(record.queue),
             dispatch.info.eq(record.info),

@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from amaranth import Module, ResetInserter
+from amaranth import Module, ResetInserter, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import connect
 
@@ -10,6 +10,7 @@ from acceltcp.abi.registers import (
     CONTROL,
     COUNTER_BASE,
     COUNTERS,
+    FLOWS,
     IDENT,
     MAGIC,
     PORT,
@@ -19,6 +20,7 @@ from acceltcp.abi.registers import (
     SECRET,
     TIME,
     Access,
+    Feature,
     QueueState,
     map_hash,
 )
@@ -89,9 +91,9 @@ def test_identity():
         assert await read(ctx, axil, IDENT.address("magic")) == MAGIC
         assert await read(ctx, axil, 8) == map_hash()
         assert await fields("shape") == {"width": 8, "ports": 1, "queues": 4, "tick_us": 10}
-        assert await fields("tables") == {"listeners": 16, "flows_log2": 0}
+        assert await fields("tables") == {"listeners": 16, "flows_log2": 12}
         assert await read(ctx, axil, IDENT.address("max_frame")) == CONFIG.max_frame
-        assert await read(ctx, axil, IDENT.address("features")) == 1
+        assert await read(ctx, axil, IDENT.address("features")) == Feature.SETUP | Feature.TEARDOWN
 
     bench(testbench)
 
@@ -108,7 +110,7 @@ def test_every_address_answers_and_only_registers_keep_anything(ports):
                 if register.access is Access.RW:
                     bits = sum(field.bits for field in register.fields)
                     expected[block.address(register.name, index)] = (1 << bits) - 1
-    skip = {CONTROL.address("reset"), CONTROL.address("snapshot"), SECRET.address("commit")}
+    skip = {CONTROL.address("reset"), CONTROL.address("snapshot"), SECRET.address("commit"), FLOWS.address("commit")}
     live = {a for b in BLOCKS for r in b.registers if r.access is Access.RO for a in [b.address(r.name)]}
     live |= {QUEUE.address("status", index) for index in range(2)}
     queue_controls = {QUEUE.address("control", index) for index in range(2)}
@@ -369,3 +371,56 @@ def test_blocks_fit_the_decoder():
     assert QUEUE.base == 0x8000 and QUEUE.stride * QUEUES_MAX <= 0x2000
     assert all(block.base + block.stride * block.count <= 0x400 for block in BLOCKS if block is not QUEUE)
     assert COUNTER_BASE == 0x1000 and PORT.count == PORTS_MAX
+
+
+def test_flow_secret_is_set_once_and_cannot_be_read():
+    async def testbench(ctx, plane, axil):
+        flows = plane.registers.flows
+
+        async def set_secret(words):
+            for i, word in enumerate(words):
+                await write(ctx, axil, FLOWS.address(f"word{i}"), word)
+            await write(ctx, axil, FLOWS.address("commit"), 1)
+            await ctx.tick().repeat(3)
+
+        assert not ctx.get(flows.key_valid)
+        await set_secret((1, 2, 3, 4))
+        key = 4 << 96 | 3 << 64 | 2 << 32 | 1
+        assert ctx.get(flows.key) == key and ctx.get(flows.key_valid)
+        assert await read(ctx, axil, FLOWS.address("status")) == 1
+        await set_secret((5, 6, 7, 8))
+        assert ctx.get(flows.key) == key
+        for register in FLOWS.registers:
+            value = await read(ctx, axil, FLOWS.address(register.name))
+            assert register.name.startswith("word") is False or value == 0
+        await soft_reset(ctx, axil)
+        assert ctx.get(flows.key) == 0 and not ctx.get(flows.key_valid)
+
+    bench(testbench)
+
+
+def test_flows_are_shown():
+    async def testbench(ctx, plane, axil):
+        flows = plane.registers.flows
+        record = int.from_bytes(bytes(range(36)), "little")
+        ctx.set(flows.ready, 1)
+        ctx.set(flows.held, 77)
+        ctx.set(Value.cast(flows.found), record << 14 | 5 << 2 | 2)
+        await write(ctx, axil, FLOWS.address("find"), 33)
+        await ctx.tick().repeat(2)
+        assert ctx.get(flows.find.index) == 33
+        assert await read(ctx, axil, FLOWS.address("held")) == 77
+        assert await read(ctx, axil, FLOWS.address("status")) == 2
+        found = FLOWS["found"].decode(await read(ctx, axil, FLOWS.address("found")))
+        assert found == {"index": 5, "found": 1, "busy": 0}
+        got = b"".join(
+            [(await read(ctx, axil, FLOWS.address(f"record{i}"))).to_bytes(4, "little") for i in range(9)]
+        )
+        assert got == bytes(range(36))
+        for name in ("time_wait", "fin_wait_2", "linger", "max_rto", "window"):
+            assert ctx.get(getattr(flows, name)) == FLOWS[name].reset
+            await write(ctx, axil, FLOWS.address(name), 0x1234)
+            await ctx.tick().repeat(2)
+            assert ctx.get(getattr(flows, name)) == 0x1234
+
+    bench(testbench)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from amaranth.lib import data
 
 from acceltcp.abi.messages import LISTEN_COMMAND, RX_COMPLETION, CommandOpcode, ListenFlag, Status
 from hw.config import NicConfig
-from hw.packet.meta import RxDispatch, RxMeta, Reply
+from hw.packet.meta import Reply, RxDispatch, RxMeta
+from hw.table.records import ConnectionKey, Lookup
+from hw.tcp.flow import FlowPacket
 from tests.hw.simulate import always, run
 from tests.hw.tcp.model import MAPPED, Facts, ListenModel, Options, Outcome, SetupModel
 
@@ -136,6 +139,11 @@ class Bench:
         self.counted: Counter[str] = Counter()
         self.dispatched: list[int] = []
         self.replied: list[int] = []
+        self.held: dict[tuple[int, int, int, int], int] = {}
+        """What the connection table holds: (remote, local, remote port, local port) -> index."""
+        self.lookup_delay = 1
+        """Cycles until a look-up is answered; with the pipelined hash it must not be large."""
+        self.flows: list[int] = []
         self._over = False
 
     # Control
@@ -239,6 +247,40 @@ class Bench:
             if valid and ready:
                 into.append(value)
 
+    async def _look_up(self, ctx: Any) -> None:
+        """Answers for the connection table, in order."""
+        connection, lookup = self.dut.connection, self.dut.lookup
+        key, result = Value.cast(connection.payload), Value.cast(lookup.payload)
+        layout = Lookup(self.config.table)
+        waiting: list[tuple[int, int]] = []
+        ctx.set(connection.ready, 1)
+        for now in itertools.count():
+            if self._over:
+                return
+            ready = bool(waiting) and waiting[0][0] <= now
+            ctx.set(lookup.valid, ready)
+            ctx.set(result, waiting[0][1] if ready else 0)
+            _, _, asked, value, taken = await ctx.tick().sample(connection.valid, key, lookup.ready)
+            if ready and taken:
+                waiting.pop(0)
+            if asked:
+                at = data.Const(ConnectionKey, value)
+                index = self.held.get((at.remote, at.local, at.remote_port, at.local_port))
+                hit = 0 if index is None else layout.const({"hit": 1, "index": index}).as_value().value
+                waiting.append((now + self.lookup_delay, hit))
+
+    async def _flow(self, ctx: Any) -> None:
+        """Segments for the teardown engine."""
+        payload = Value.cast(self.dut.flow.payload)
+        while not self._over:
+            _, _, valid, value = await ctx.tick().sample(self.dut.flow.valid, payload)
+            if valid:
+                self.flows.append(value)
+
+    def flow_packets(self) -> list[Any]:
+        """What came out for the teardown engine."""
+        return [data.Const(FlowPacket(self.config), value) for value in self.flows]
+
     async def _count(self, ctx: Any) -> None:
         counts = Value.cast(self.dut.counts)
         while not self._over:
@@ -265,6 +307,8 @@ class Bench:
             bench,
             lambda ctx: self._watch(ctx, self.dut.dispatch, self.dispatched, dispatch_go),
             lambda ctx: self._watch(ctx, self.dut.syn_ack, self.replied, reply_go),
+            self._look_up,
+            self._flow,
             self._count,
             cycles=cycles,
         )

@@ -417,6 +417,7 @@ class SetupModel:
         if tsval > self.ts_clock:
             tsval = (tsval - 64) & M32
         reply = {
+            "kind": 0,  # SYN-ACK
             "port": f.port,
             "dst_mac": f.src_mac,
             "src_mac": f.dst_mac,

@@ -11,7 +11,7 @@ from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
 from hw.config import NicConfig
-from hw.packet.meta import Reply
+from hw.packet.meta import Reply, ReplyKind
 from hw.tcp.reply import ReplyBuilder
 from tests.hw.simulate import always, collect, feed, packets, run, sometimes
 from tests.hw.tcp.model import MAPPED, facts_of_frame, syn_ack_frame
@@ -30,6 +30,7 @@ def random_reply(rng, **fixed):
     for name, bits in BITS.items():
         # Extremes are where carries go wrong.
         reply[name] = rng.choice((0, (1 << bits) - 1, *(rng.getrandbits(bits) for _ in range(3))))
+    reply["kind"] = ReplyKind.SYN_ACK.value
     reply |= fixed
     if not reply["ipv6"]:
         for name in ("src", "dst"):
@@ -48,11 +49,18 @@ def every_combination(rng):
     return [random_reply(rng, **dict(fixed)) for fixed in chosen]
 
 
+def frame_length(reply):
+    """Of a SYN-ACK as scapy builds it; of the others by their headers."""
+    if reply["kind"] == ReplyKind.SYN_ACK.value:
+        return len(syn_ack_frame(reply))
+    return 14 + 4 * reply["vlan"] + (40 if reply["ipv6"] else 20) + 20 + 12 * reply["timestamps"]
+
+
 def build(width, replies, go_in=always, go_out=always):
     """Frames and their ports."""
     dut = ReplyBuilder(config(width))
     frames, ports = [], []
-    count = sum(-(-len(syn_ack_frame(reply)) // width) for reply in replies)
+    count = sum(-(-frame_length(reply) // width) for reply in replies)
 
     async def consumer(ctx):
         frames.extend(packets(await collect(ctx, dut.o, count, go_out), width))
@@ -98,6 +106,31 @@ def test_every_combination(width, pauses):
         assert facts.options.timestamps == reply["timestamps"]
         if reply["timestamps"]:
             assert (facts.options.tsval, facts.options.tsecr) == (reply["tsval"], reply["tsecr"])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_ack_and_rst(width):
+    """Against scapy: no options, or two NOPs and timestamps, whatever the rest of the record says."""
+    rng = random.Random(width)
+    replies = [
+        random_reply(rng, kind=kind.value, ipv6=ipv6, vlan=vlan, timestamps=timestamps)
+        for kind in (ReplyKind.ACK, ReplyKind.RST)
+        for ipv6, vlan, timestamps in itertools.product((0, 1), repeat=3)
+    ]
+    frames, _ = build(width, replies)
+    for frame, reply in zip(frames, replies, strict=True):
+        packet = Ether(frame)
+        facts = facts_of_frame(frame)
+        assert facts.l4_checksum == 1 and facts.ip_checksum == (0 if reply["ipv6"] else 1)
+        assert (facts.src, facts.dst) == (reply["src"], reply["dst"])
+        tcp = packet[TCP]
+        assert (tcp.sport, tcp.dport, tcp.seq, tcp.ack, tcp.window) == tuple(
+            reply[name] for name in ("src_port", "dst_port", "seq", "ack", "window")
+        )
+        assert str(tcp.flags) == ("A" if reply["kind"] == ReplyKind.ACK.value else "RA")
+        times = ("Timestamp", (reply["tsval"], reply["tsecr"]))
+        assert tcp.options == ([("NOP", None), ("NOP", None), times] if reply["timestamps"] else [])
+        assert not bytes(tcp.payload) and len(frame) == facts.payload_offset
 
 
 @pytest.mark.slow

@@ -14,10 +14,10 @@ from scapy.layers.l2 import Dot1Q, Ether
 
 from acceltcp.abi.messages import CommandOpcode, ListenFlag, Verdict
 from hw.config import NicConfig
-from hw.packet.meta import RxDispatch, RxMeta, Reply
+from hw.packet.meta import Reply, ReplyKind, RxDispatch, RxMeta
 from hw.stream.beat import packet_stream
-from hw.tcp.setup import REPLIES, Setup
 from hw.tcp.reply import ReplyBuilder
+from hw.tcp.setup import REPLIES, Setup
 from tests.hw.simulate import packets, run, sometimes
 from tests.hw.tcp.harness import MACS, Bench, acknowledge, fields_of, random_facts, syn
 from tests.hw.tcp.model import facts_of_frame, syn_ack_frame
@@ -289,7 +289,7 @@ def test_handshake_in_whole_frames():
     bench.run(scenario)
 
 
-@pytest.mark.parametrize("pipelined, to_dispatch, to_reply", ((True, 46, 46), pytest.param(False, 28, 28, marks=pytest.mark.slow)))
+@pytest.mark.parametrize("pipelined, to_dispatch, to_reply", ((True, 46, 46), pytest.param(False, 30, 30, marks=pytest.mark.slow)))
 def test_latency(pipelined, to_dispatch, to_reply):
     bench = make(pipelined)
 
@@ -452,3 +452,70 @@ def test_flood_of_syns_is_answered_on_the_wire():
     assert first_beat == list(range(first_beat[0], first_beat[0] + 200)) and first_beat[0] <= 60
     wanted = [syn_ack_frame(bench.model.process(facts).reply) for facts in flood]
     assert packets(taken, 64) == wanted
+
+
+@HASHES
+def test_segments_of_held_connections(pipelined):
+    """They leave for the teardown engine alone, in order; others pass as if there were none."""
+    bench = make(pipelined)
+    rng = random.Random(11)
+
+    async def scenario(ctx):
+        await bench.listen_usually(ctx)
+        bench.apply(ctx)
+        held = syn(src_port=50000)
+        bench.held[held.src, held.dst, 50000, 80] = 1234
+        kinds = {
+            "syn": {"flags": 0x02},
+            "data": {"flags": 0x18, "payload_length": 300, "ack": 99},
+            "fin": {"flags": 0x11, "ack": 99},
+            "rst": {"flags": 0x04},
+        }
+        traffic = [
+            syn(src_port=rng.choice((50000, 50001)), seq=rng.getrandbits(32), **kinds[rng.choice(list(kinds))])
+            for _ in range(60)
+        ]
+        bad = [syn(src_port=50000, l4_checksum=2), syn(src_port=50000, dst_mac=0x02_0102030405)]
+        bench.clear()
+        await bench.feed(ctx, traffic + bad, sometimes(3, 0.7))
+        await bench.settle(ctx)
+        mine = [facts for facts in traffic if facts.src_port == 50000]
+        got = bench.flow_packets()
+        assert len(got) == len(mine) > 20
+        for packet, facts in zip(got, mine, strict=True):
+            assert packet.index == 1234
+            assert packet.answer == (facts.flags == 0x02)
+            assert (packet.segment.flags, packet.segment.window) == (facts.flags, facts.window)
+            assert packet.segment.payload_length == facts.payload_length
+            assert packet.reply.ack == (facts.seq + 1) & M32 and packet.reply.tsecr == facts.options.tsval
+            assert (packet.reply.src, packet.reply.dst) == (facts.dst, facts.src)
+            if facts.flags != 0x02:
+                assert packet.reply.seq == (facts.ack - 1) & M32
+        # The host got the others' segments only, and only their SYNs were answered.
+        kept = [data.Const(RxDispatch, number).keep for number in bench.dispatched]
+        assert kept == [int(f.src_port == 50001 and f.flags != 0x02) for f in traffic] + [0, 0]
+        syns = [f for f in traffic if f.src_port == 50001 and f.flags == 0x02]
+        assert len(bench.replied) == len(syns) == bench.counted["setup_syn_ack"]
+        # A SYN's record is the whole answer, as it would have left.
+        cookies = [data.Const(Reply, n) for n in bench.replied]
+        assert all(reply.kind == ReplyKind.SYN_ACK for reply in cookies)
+        bench.held.clear()
+        answers = [packet.reply for packet in got if packet.answer]
+        bench.clear()
+        await bench.feed(ctx, [f for f in mine if f.flags == 0x02])
+        await bench.settle(ctx)
+        assert bench.replied == [reply.as_value().value for reply in answers]
+
+    bench.run(scenario)
+
+
+def test_the_small_engine_waits_for_slow_lookups():
+    """Results may come late; no packet passes its own, none is lost."""
+    bench = make(pipelined=False)
+    bench.lookup_delay = 40
+
+    async def scenario(ctx):
+        await bench.listen_usually(ctx)
+        await bench.compare(ctx, [syn(src_port=1000 + k, flags=0x10 if k % 3 else 0x02) for k in range(60)])
+
+    bench.run(scenario)

@@ -4,6 +4,8 @@
 import pytest
 
 from acceltcp.abi.cookie import COOKIE_PLAIN, COOKIE_TIMESTAMPS
+from hw.config import NicConfig
+from hw.table.records import Kind
 from hw.tcp.records import Action
 from hw.tcp.verdict import Verdict
 from tests.hw.simulate import run
@@ -36,7 +38,7 @@ async def decide(ctx, dut, side, room=1):
 
 @pytest.mark.parametrize("timestamps", (0, 1))
 def test_actions(timestamps):
-    dut = Verdict()
+    dut = Verdict(NicConfig())
     terms = {"timestamps": timestamps, "mss_class": 5, "wscale": 15, "sack": 1, "ecn": timestamps}
     good = cookies(terms, 3)
 
@@ -63,5 +65,47 @@ def test_actions(timestamps):
             dispatch, _, counted = await decide(ctx, dut, {**side, "deferrable": 1, **bad})
             assert (dispatch.keep, dispatch.new, counted) == (1, 0, ["setup_cookie_bad"])
             assert dispatch.terms.as_value().value == 0
+
+    run(dut, bench)
+
+
+@pytest.mark.parametrize("action", Action)
+def test_held_connection(action):
+    """Whatever its segment would have been: it goes to the teardown engine, unless it is bad."""
+    dut = Verdict(NicConfig())
+    terms = {"timestamps": 1, "mss_class": 5, "wscale": 15, "sack": 1, "ecn": 0}
+    good = cookies(terms, 3)
+
+    async def bench(ctx):
+        segment = {"flags": 0x11, "window": 500, "payload_length": 9, "timestamps": 1, "options_bad": 0}
+        side = {
+            "terms": terms, "epoch": 3, "queue": 6, "action": action, "segment": segment,
+            "reply": {"seq": good, "ack": 77, "src_port": 80, "tsecr": 1234},
+        }  # fmt: skip
+        for flow, lookup in (
+            (1, {"hit": 1, "kind": Kind.TEARDOWN, "index": 0x5A5}),
+            (0, {"hit": 1, "kind": Kind.TEARDOWN, "index": 0x5A5}),
+            (1, {"hit": 0, "kind": Kind.TEARDOWN, "index": 0x5A5}),
+            (1, {"hit": 1, "kind": Kind.SPLICE, "index": 0x5A5}),
+        ):
+            taken = flow and lookup["hit"] and lookup["kind"] == Kind.TEARDOWN and action != Action.DROP
+            ctx.set(dut.lookup, lookup)
+            ctx.set(dut.reply.ready, 1)
+            ctx.set(dut.i.p, {"mac": MAC, "side": {**side, "flow": flow}})
+            ctx.set(dut.i.valid, 1)
+            await ctx.tick()
+            ctx.set(dut.i.valid, 0)
+            assert ctx.get(dut.dispatch.valid) and ctx.get(dut.flow.valid) == bool(taken)
+            if taken:
+                assert not ctx.get(dut.dispatch.p.keep) and not ctx.get(dut.reply.valid)
+                assert ctx.get(dut.counts.as_value()) == 0
+                got = ctx.get(dut.flow.payload)
+                assert (got.index, got.answer) == (0x5A5, action == Action.ANSWER)
+                assert (got.segment.window, got.segment.flags, got.segment.payload_length) == (500, 0x11, 9)
+                assert (got.reply.seq, got.reply.ack, got.reply.tsecr, got.reply.src_port) == (good, 77, 1234, 80)
+            else:
+                keep = action in (Action.PASS, Action.CHECK)
+                assert ctx.get(dut.dispatch.p.keep) == keep and ctx.get(dut.reply.valid) == (action == Action.ANSWER)
+            await ctx.tick()
 
     run(dut, bench)
