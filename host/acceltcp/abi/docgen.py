@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from . import cookie, messages, registers, wire
+from . import cookie, flow, messages, registers, wire
 from .fields import Field, Header, Message
 from .registers import Access, Block, Register
 
@@ -207,6 +207,8 @@ def _wire_page() -> list[str]:
         lines += _header(header)
     classes = ([str(i), str(size)] for i, size in enumerate(cookie.MSS_CLASSES))
     lines += ["## MSS classes", "", *_table(["class", "segment size"], classes)]
+    lines += ["", "# Connection table", "", *(flow.__doc__ or "").strip().splitlines(), ""]
+    lines += _header(flow.FLOW_HASHED)
     return lines
 
 

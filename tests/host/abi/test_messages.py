@@ -4,8 +4,12 @@ import pytest
 
 from acceltcp.abi import messages
 from acceltcp.abi.messages import (
+    CLOSE_COMMAND,
     COMMAND,
     EVENT,
+    FINAL_FRAME,
+    FLOW_COMMAND,
+    FLOW_RECORD,
     LISTEN_COMMAND,
     MESSAGES,
     RING_SIZE_LOG2_MAX,
@@ -22,9 +26,14 @@ IDS = [message.name for message in MESSAGES]
 
 
 def test_sizes_divide_a_bus_beat():
-    sizes = {RX_FREE: 16, RX_COMPLETION: 32, TX_DESCRIPTOR: 16, EVENT: 32, COMMAND: 64, LISTEN_COMMAND: 64}
-    assert {m.name: m.size for m in MESSAGES} == {m.name: size for m, size in sizes.items()}
-    assert all(64 % m.size == 0 for m in MESSAGES)
+    sizes = {
+        RX_FREE: 16, RX_COMPLETION: 32, TX_DESCRIPTOR: 16, EVENT: 32, COMMAND: 64, LISTEN_COMMAND: 64,
+        FINAL_FRAME: 16, CLOSE_COMMAND: 64, FLOW_COMMAND: 64,
+    }  # fmt: skip
+    # A record is read through registers: whole words are enough.
+    assert {m.name: m.size for m in MESSAGES if m is not FLOW_RECORD} == {m.name: size for m, size in sizes.items()}
+    assert all(64 % m.size == 0 for m in sizes)
+    assert FLOW_RECORD.size % 4 == 0
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=IDS)
