@@ -11,12 +11,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import setup
+from . import setup, teardown
+from .goals import Goal
 
 __all__ = ["main"]
 
+BENCHES = {"setup": setup, "teardown": teardown}
 
-def _show(console: Console, title: str, results: dict[str, float]) -> None:
+
+def _show(console: Console, title: str, goals: dict[str, Goal], results: dict[str, float]) -> None:
     table = Table(title=title, title_justify="left")
     table.add_column("figure", no_wrap=True)
     table.add_column("measured", justify="right", no_wrap=True)
@@ -24,7 +27,7 @@ def _show(console: Console, title: str, results: dict[str, float]) -> None:
     table.add_column("")
     table.add_column("what", style="dim")
     for key, value in results.items():
-        goal = setup.GOALS[key]
+        goal = goals[key]
         met = goal.met(value)
         mark = "" if met is None else "[green]✔[/]" if met else "[red]✘[/]"
         shown = f"{value:,.0f}" if value == int(value) or value > 1000 else f"{value:.3f}"
@@ -35,17 +38,18 @@ def _show(console: Console, title: str, results: dict[str, float]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="acceltcp bench", description="Run a benchmark.")
-    parser.add_argument("name", choices=["setup"], help="setup: connection setup and rings, in cycles")
+    parser.add_argument("name", choices=list(BENCHES), help="setup: connection setup and rings; teardown: connection table and teardown")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there ('-': standard output)")
     arguments = parser.parse_args(argv)
+    bench = BENCHES[arguments.name]
     console = Console(stderr=arguments.json == Path("-"))
     try:
         with console.status("") as status:
-            results = setup.measure(lambda text: status.update(f"bench {arguments.name}: {text}"))
+            results = bench.measure(lambda text: status.update(f"bench {arguments.name}: {text}"))
     except (RuntimeError, OSError, AssertionError) as error:
         print(f"acceltcp bench: {error}", file=sys.stderr)
         return 1
-    _show(console, "Connection setup and rings, cycles on the Verilated core, width 64", results)
+    _show(console, bench.TITLE, bench.GOALS, results)
     if arguments.json:
         text = json.dumps({"bench": arguments.name, "machine": platform.machine(), "results": results}, indent=2)
         if arguments.json == Path("-"):

@@ -41,9 +41,9 @@ _BASE = 0x10_0000_0000
 class Rig:
     """One core with queue 0 set up and a listener on `ADDRESS`:`PORT_NUMBER`."""
 
-    def __init__(self, shell: Shell, *, defer_accept: bool = False) -> None:
+    def __init__(self, shell: Shell, *, defer_accept: bool = False, memory: int = 8 << 20) -> None:
         self.shell = shell
-        self._memory = mmap.mmap(-1, 8 << 20)
+        self._memory = mmap.mmap(-1, memory)
         self._next = 0
         shell.map_pointer(
             _BASE, len(self._memory), ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
@@ -112,17 +112,30 @@ class Rig:
         self._memory[self._command : self._command + len(command)] = command
         self._post(TX_DESCRIPTOR.pack(address=self.address(self._command), length=COMMAND.size, opcode=TxOpcode.COMMAND), 1)
         self.shell.run(100_000)
-        event = EVENT.unpack(self._memory[self._events : self._events + EVENT.size])
-        if not event["phase"] or event["status"] != Status.OK:
-            raise RuntimeError(f"LISTEN ended with {event}")
+        events = self.take_events()
+        if [event["status"] for event in events] != [Status.OK]:
+            raise RuntimeError(f"LISTEN ended with {events}")
+
+    def take_events(self) -> list[dict[str, int]]:
+        """Events since the last call (the NIC is not told that they were taken)."""
+        found = []
+        while True:
+            at = self._events + self._event_head % (1 << _EVENT_LOG2) * EVENT.size
+            phase = ~(self._event_head >> _EVENT_LOG2) & 1
+            if self._memory[at + EVENT.size - 1] >> 7 != phase:
+                return found
+            found.append(EVENT.unpack(self._memory[at : at + EVENT.size]))
+            self._event_head += 1
 
     def _post(self, descriptor: bytes, count: int) -> None:
-        ring = 1 << _TX_LOG2
-        for index in range(self._tail, self._tail + count):
-            at = self._tx + index % ring * len(descriptor)
-            self._memory[at : at + len(descriptor)] = descriptor
-        self._tail += count
+        for _ in range(count):
+            self._write_descriptor(descriptor)
         self.write(QUEUE, "tx_tail", self._tail & 0xFFFF)
+
+    def _write_descriptor(self, descriptor: bytes) -> None:
+        at = self._tx + self._tail % (1 << _TX_LOG2) * len(descriptor)
+        self._memory[at : at + len(descriptor)] = descriptor
+        self._tail += 1
 
     def post_frames(self, frame: bytes, count: int) -> None:
         """Ask for `frame` to be sent `count` times (fewer than the ring has entries)."""

@@ -10,42 +10,23 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from acceltcp.abi.wire import ETHERNET, IPV4, TCP, EtherType, IPProtocol, TCPFlag
 from hw.config import NicConfig
 from sim.device import LogKind, Shell, open_nic
 from sim.flood import checksum, syn_frames
 
+from .goals import Goal
 from .rig import ADDRESS, CLIENT_MAC, MAC, PORT_NUMBER, Rig
 
-__all__ = ["GOALS", "Goal", "measure"]
+__all__ = ["GOALS", "TITLE", "client", "measure", "rate", "segment"]
+
+TITLE = "Connection setup and rings, cycles on the Verilated core, width 64"
 
 WIDTH = 64
 SEED = 1
 PCIE_LATENCY, SHORT_LATENCY = 250, 4
 BEATS_1514 = -(-1514 // WIDTH)
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a figure should be; `least` or `most`, or neither."""
-
-    what: str
-    least: float | None = None
-    most: float | None = None
-
-    def met(self, value: float) -> bool | None:
-        """Whether `value` meets the goal; None where there is none."""
-        if self.least is not None:
-            return value >= self.least
-        return value <= self.most if self.most is not None else None
-
-    def __str__(self) -> str:
-        if self.least is not None:
-            return f"≥ {self.least:,g}"
-        return f"≤ {self.most:,g}" if self.most is not None else ""
-
 
 GOALS = {
     "setup.syn_per_cycle": Goal("SYNs of 74 bytes answered per cycle", least=0.5),
@@ -67,7 +48,7 @@ GOALS = {
 _SYN_TARGET = {"dst_mac": MAC, "src_mac": CLIENT_MAC, "address": ADDRESS, "port": PORT_NUMBER}
 
 
-def _frame(flags: int, length: int, *, src: int, src_port: int, dst_port: int, seq: int = 1, ack: int = 0) -> bytes:
+def segment(flags: int, length: int, *, src: int, src_port: int, dst_port: int, seq: int = 1, ack: int = 0) -> bytes:
     """A TCP segment without options, padded with payload to `length` bytes of frame (60: none)."""
     payload = bytes(length - ETHERNET.size - IPV4.size - TCP.size) if length > 60 else b""
     dst = int.from_bytes(bytes(map(int, ADDRESS.split("."))), "big")
@@ -84,12 +65,12 @@ def _frame(flags: int, length: int, *, src: int, src_port: int, dst_port: int, s
     return frame.ljust(60, b"\0")
 
 
-def _client(index: int) -> tuple[int, int]:
+def client(index: int) -> tuple[int, int]:
     """Source address and port of the bench's client number `index`."""
     return 0xC6120001 + index % 60000, 1024 + index % 60000
 
 
-def _rate(rig: Rig, total: Callable[[], float], *, warm_up: int, window: int) -> float:
+def rate(rig: Rig, total: Callable[[], float], *, warm_up: int, window: int) -> float:
     """Growth of `total` per cycle in a window of `window` cycles after `warm_up`."""
     rig.cycles(warm_up)
     before = total()
@@ -112,7 +93,7 @@ def _setup(shell_at: Callable[..., Shell]) -> dict[str, float]:
         before = bus.axi_read_beats + bus.axi_write_beats
         shell.set_tx_keep(False)
         shell.rx_many(0, list(syn_frames(count, seed=SEED + 1, **_SYN_TARGET)))  # type: ignore[arg-type]
-        syns = _rate(rig, lambda: shell.counters().tx_frames[0], warm_up=500, window=2 * count - 2000)
+        syns = rate(rig, lambda: shell.counters().tx_frames[0], warm_up=500, window=2 * count - 2000)
         shell.run(100_000)
         bus = shell.counters()
         dma = (bus.axi_read_beats + bus.axi_write_beats - before) * WIDTH
@@ -134,10 +115,10 @@ def _acks(shell_at: Callable[..., Shell]) -> float:
     count = 4_000
     with Rig(shell_at(PCIE_LATENCY), defer_accept=True) as rig:
         shell = rig.shell
-        clients = [_client(index) for index in range(count)]
+        clients = [client(index) for index in range(count)]
         shell.rx_many(
             0,
-            [_frame(TCPFlag.SYN, 60, src=src, src_port=port, dst_port=PORT_NUMBER) for src, port in clients],
+            [segment(TCPFlag.SYN, 60, src=src, src_port=port, dst_port=PORT_NUMBER) for src, port in clients],
         )
         shell.set_rx_pace(0, gap=1)  # a one-beat SYN has a one-beat answer; leave the wire room
         shell.run(100_000)
@@ -152,7 +133,7 @@ def _acks(shell_at: Callable[..., Shell]) -> float:
         spent = []
         for part in (clients[: count // 4], clients[count // 4 :]):
             acks = [
-                _frame(TCPFlag.ACK, 60, src=src, src_port=port, dst_port=PORT_NUMBER, seq=2, ack=cookies[port, src] + 1 & 0xFFFF_FFFF)
+                segment(TCPFlag.ACK, 60, src=src, src_port=port, dst_port=PORT_NUMBER, seq=2, ack=cookies[port, src] + 1 & 0xFFFF_FFFF)
                 for src, port in part
             ]
             start = shell.cycle
@@ -172,21 +153,21 @@ def _rings(shell_at: Callable[..., Shell], latency: int) -> dict[str, float]:
     suffix = "" if latency == PCIE_LATENCY else f"_lat{latency}"
     for length, unit, beats in ((60, "packets", 1), (1514, "beats", BEATS_1514)):
         window = 6_000 if beats == 1 else 12_000
-        src, port = _client(0)
-        frame = _frame(TCPFlag.ACK, length, src=src, src_port=port, dst_port=9)
+        src, port = client(0)
+        frame = segment(TCPFlag.ACK, length, src=src, src_port=port, dst_port=9)
         with Rig(shell_at(latency)) as rig:
             rig.post_buffers()
             rig.cycles(3 * latency + 500)
             rig.shell.rx_many(0, [frame] * (2 * window // beats))
-            rate = _rate(rig, rig.completions, warm_up=2_000, window=window)
-            results[f"rx.{unit}_per_cycle_{length}B{suffix}"] = rate * beats
+            per_cycle = rate(rig, rig.completions, warm_up=2_000, window=window)
+            results[f"rx.{unit}_per_cycle_{length}B{suffix}"] = per_cycle * beats
             rig.shell.check()
         with Rig(shell_at(latency)) as rig:
             shell = rig.shell
             shell.set_tx_keep(False)
             rig.post_frames(frame, min(2 * window // beats, (1 << 14) - 2))
-            rate = _rate(rig, lambda shell=shell: shell.counters().tx_frames[0], warm_up=2_000, window=window)  # type: ignore[misc]
-            results[f"tx.{unit}_per_cycle_{length}B{suffix}"] = rate * beats
+            per_cycle = rate(rig, lambda shell=shell: shell.counters().tx_frames[0], warm_up=2_000, window=window)  # type: ignore[misc]
+            results[f"tx.{unit}_per_cycle_{length}B{suffix}"] = per_cycle * beats
             shell.check()
     return results
 
@@ -196,8 +177,8 @@ def _speed(shell_at: Callable[..., Shell]) -> dict[str, float]:
     with Rig(shell_at(PCIE_LATENCY)) as rig:
         rig.shell.set_tx_keep(False)
         rig.post_buffers()
-        src, port = _client(0)
-        frame = _frame(TCPFlag.ACK, 1514, src=src, src_port=port, dst_port=9)
+        src, port = client(0)
+        frame = segment(TCPFlag.ACK, 1514, src=src, src_port=port, dst_port=9)
         cycles = 100_000
         rig.shell.rx_many(0, [frame] * (cycles // BEATS_1514))
         rig.post_frames(frame, cycles // BEATS_1514)

@@ -19,10 +19,10 @@ import boards
 
 from .config import NicConfig
 from .report import Figures, Report
-from .synth.netlist import Netlist, NetlistError
+from .synth.netlist import Netlist, NetlistError, Usage
 from .synth.yosys import SynthesisError, stage_modules, synthesise
 
-__all__ = ["MODULE", "build", "export", "main"]
+__all__ = ["MODULE", "board_config", "build", "export", "main", "memory_usage"]
 
 MODULE = "acceltcp_nic"
 """Name of the Verilog module."""
@@ -104,6 +104,29 @@ def build(board, config, out, *, synth=True, stages=True, design=None, console=N
     (folder / "report.json").write_text(report.to_json())
     (folder / "report.txt").write_text(report.to_text())
     return report
+
+
+def board_config(name):
+    """The `NicConfig` of a board. Raises `ValueError` for an unknown one."""
+    return boards.load(name).config
+
+
+def memory_usage(config, folder, *, family="xcup"):
+    """What connection table and flow state cost when they are synthesised alone; a `Usage`.
+
+    Logs go to `folder`. Raises `SynthesisError` or `NetlistError`.
+    """
+    from .table.connection_table import ConnectionTable
+    from .tcp.teardown import Teardown
+
+    total = Usage()
+    for design in (ConnectionTable(config.table), Teardown(config)):
+        label = type(design).__name__
+        source = Path(folder) / f"{label}.v"
+        source.write_text(export(config, design))
+        netlist, _ = synthesise(source, MODULE, folder, label, family=family)
+        total += Netlist(netlist, MODULE).usage()
+    return total
 
 
 def _cpu():

@@ -2,18 +2,15 @@
 
 In a network namespace of its own (as root, or with a user namespace) it starts the simulated
 NIC on a TAP interface and `acceltcp http` on it, fetches a page with curl and with a plain
-socket, then again under a flood of spoofed SYNs, and shows what the NIC counted. The exit
-status is 0 only if every step did what it says.
+socket, then again under a flood of spoofed SYNs, and shows what the NIC counted. Then it has many
+kernel clients fetch a page and close, once with connection teardown in the NIC and once without, and
+shows how many packets the host handled for each. The exit status is 0 only if every step did what it says.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
-import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -26,18 +23,15 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.panel import Panel
+from rich.status import Status
 from rich.table import Table
 
 from .flood import flood
+from .short import Work, closed_by_nic, short_connections
+from .stage import MAC, NIC4, NIC6, PORT, TAP, StageError, inside, reexec, stats, web_server
 
 __all__ = ["main"]
 
-_INSIDE = "ACCELTCP_DEMO_NAMESPACE"
-_TAP = "acc0"
-_HOST, _HOST6 = "10.0.0.1", "fd00::1"
-_NIC, _NIC6 = "10.0.0.2", "fd00::2"
-_MAC = "02:00:00:00:00:02"
-_PORT = 80
 _FLOOD_SECONDS = 3.0
 _FETCH_PAUSE = 0.1
 _PAGE = """<!doctype html>
@@ -47,81 +41,33 @@ _PAGE = """<!doctype html>
 """
 
 
-class DemoError(Exception):
-    """A step did not do what it should; the text says which and how."""
-
-
-def _reexec_in_namespace(arguments: list[str]) -> int:
-    """Run this program again where it may make a TAP interface."""
-    if shutil.which("unshare") is None or shutil.which("ip") is None:
-        raise DemoError("`unshare` and `ip` are needed: apt-get install util-linux iproute2")
-    prefix = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
-    command = [*prefix, "--kill-child", sys.executable, "-m", "acceltcp", "demo", *arguments]
-    return subprocess.run(command, env=os.environ | {_INSIDE: "1"}).returncode
+def _counters(control: Path) -> dict[str, int]:
+    counters: dict[str, int] = stats(control)["counters"]
+    return counters
 
 
 @contextlib.contextmanager
-def _server(console: Console, folder: Path, capture: Path, width: int) -> Iterator[Path]:
-    """`acceltcp http` on a simulated NIC; yields the path of its control socket."""
-    pages = folder / "pages"
-    pages.mkdir()
-    (pages / "index.html").write_text(_PAGE)
-    control = folder / "control.sock"
-    log = folder / "server.log"
-    command = [
-        sys.executable, "-m", "acceltcp", "http",
-        "--device", f"sim:?tap={_TAP}&width={width}&pcap={capture}",
-        "--mac", _MAC,
-        "--address", f"{_NIC}/24", "--address", f"{_NIC6}/64",
-        "--tap-address", f"{_HOST}/24", "--tap-address", f"{_HOST6}/64",
-        "--directory", str(pages), "--port", str(_PORT), "--control", str(control),
-    ]  # fmt: skip
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        with console.status("starting the NIC (the first time, its RTL is compiled: a minute or two)") as status:
-            started = time.monotonic()
-            while not control.exists():
-                if process.poll() is not None:
-                    raise DemoError(f"the server ended with status {process.returncode}:\n{log.read_text()}")
-                if time.monotonic() - started > 900:
-                    raise DemoError(f"the server did not come up in 15 minutes:\n{log.read_text()}")
-                last = log.read_text().strip().splitlines()[-1:]
-                status.update(f"starting the NIC {time.monotonic() - started:3.0f} s  [dim]{last[0] if last else ''}[/]")
-                time.sleep(0.2)
-        yield control
-        if process.poll() is not None:
-            raise DemoError(f"the server ended early with status {process.returncode}:\n{log.read_text()}")
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _server(console: Console, folder: Path, device: str, *options: str) -> Iterator[Path]:
+    """The web server, with something to look at while it starts."""
+    with console.status("starting the NIC (the first time, its RTL is compiled: a minute or two)") as status:
 
+        def waiting(seconds: float, last: str) -> None:
+            status.update(f"starting the NIC {seconds:3.0f} s  [dim]{last}[/]")
 
-def _stats(control: Path) -> dict[str, int]:
-    out = subprocess.run(
-        [sys.executable, "-m", "acceltcp", "stats", "--control", str(control), "--json"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    if out.returncode:
-        raise DemoError(f"`acceltcp stats` failed: {out.stderr}")
-    counters = json.loads(out.stdout)["counters"]
-    assert isinstance(counters, dict)
-    return counters
+        with web_server(folder, _PAGE, *options, device=device, waiting=waiting) as control:
+            status.stop()
+            yield control
 
 
 def _curl(url: str, timeout: int = 20) -> str:
     out = subprocess.run(["curl", "-sS", "-m", str(timeout), url], capture_output=True, text=True)
     if out.returncode:
-        raise DemoError(f"curl {url} ended with status {out.returncode}: {out.stderr.strip()}")
+        raise StageError(f"curl {url} ended with status {out.returncode}: {out.stderr.strip()}")
     return out.stdout
 
 
 def _plain_socket() -> str:
-    with socket.create_connection((_NIC, _PORT), timeout=20) as sock:
+    with socket.create_connection((NIC4, PORT), timeout=20) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: nic\r\nConnection: close\r\n\r\n")
         reply = b""
         while part := sock.recv(65536):
@@ -134,7 +80,7 @@ def _fetch(what: str, fetch: Callable[[], str]) -> float:
     started = time.monotonic()
     page = fetch()
     if page != _PAGE:
-        raise DemoError(f"{what} got another page than the server's: {page[:200]!r}")
+        raise StageError(f"{what} got another page than the server's: {page[:200]!r}")
     return time.monotonic() - started
 
 
@@ -144,7 +90,7 @@ def _step(console: Console, number: int, text: str) -> None:
 
 def _under_flood(console: Console, control: Path, count: int) -> tuple[dict[str, int], int]:
     """Flood and fetch at once; what the counters grew by, and how many pages were fetched."""
-    before = _stats(control)
+    before = _counters(control)
     took: list[float] = []
     failed: list[BaseException] = []
 
@@ -152,9 +98,9 @@ def _under_flood(console: Console, control: Path, count: int) -> tuple[dict[str,
         try:
             took.append(
                 flood(
-                    _TAP, count, per_second=count / _FLOOD_SECONDS, seed=1,
-                    dst_mac=int(_MAC.replace(":", ""), 16), src_mac=0x02_00_00_00_00_99,
-                    address=_NIC, port=_PORT,
+                    TAP, count, per_second=count / _FLOOD_SECONDS, seed=1,
+                    dst_mac=int(MAC.replace(":", ""), 16), src_mac=0x02_00_00_00_00_99,
+                    address=NIC4, port=PORT,
                 )
             )  # fmt: skip
         except BaseException as error:
@@ -165,15 +111,15 @@ def _under_flood(console: Console, control: Path, count: int) -> tuple[dict[str,
     fetches: list[float] = []
     with console.status("") as status:
         while thread.is_alive() or len(fetches) < 3:
-            fetches.append(_fetch("curl during the flood", lambda: _curl(f"http://{_NIC}/")))
+            fetches.append(_fetch("curl during the flood", lambda: _curl(f"http://{NIC4}/")))
             status.update(f"flooding; {len(fetches)} pages fetched meanwhile")
             time.sleep(_FETCH_PAUSE)
     thread.join()
     if failed:
-        raise DemoError(f"the flood could not be sent: {failed[0]}")
+        raise StageError(f"the flood could not be sent: {failed[0]}")
     deadline = time.monotonic() + 60
     while True:
-        after = _stats(control)
+        after = _counters(control)
         delta = {name: after[name] - before[name] for name in after}
         if delta["setup_syn"] >= count + len(fetches) or time.monotonic() > deadline:
             break
@@ -205,20 +151,60 @@ def _table(console: Console, delta: dict[str, int], count: int, fetches: int, ca
     console.print(f"Everything on the wire was captured: [bold]{capture}[/]", soft_wrap=True)
 
 
+def _teardown(console: Console, folder: Path, arguments: argparse.Namespace) -> None:
+    """Many short connections, their ends first in the NIC's hands and then in the host's."""
+    count = arguments.closes
+    _step(console, 4, f"{count:,} clients fetch the page and close: who does the closing?")
+    work: dict[str, Work] = {}
+    for name, text, options in (
+        ("nic", "the NIC closes", ()),
+        ("host", "the host closes (--no-teardown)", ("--no-teardown",)),
+    ):
+        with (
+            _server(console, folder, f"width={arguments.width}", *options) as control,
+            console.status("") as status,
+        ):
+
+
+            def tell(done: int, status: Status = status, text: str = text) -> None:
+                status.update(f"{text}: {done:,} of {count:,} connections")
+
+            work[name] = short_connections(control, count, _PAGE, tell)
+        console.print(f"   [green]✔[/] {text}: {count:,} times the right page and an orderly close")
+    closed_by_nic(work["nic"])
+    if work["host"].flows:
+        raise StageError(f"the NIC took over {work['host'].flows} connections although it should not")
+    table = Table(title=f"What the host handled for one connection (mean of {count:,})", title_justify="left")
+    table.add_column("", style="bold")
+    for heading in ("the NIC closes", "the host closes", "saved"):
+        table.add_column(heading, justify="right")
+    for label, value in (
+        ("packets received", lambda one: one.received),
+        ("packets sent by the host's TCP", lambda one: one.sent),
+        ("packets in all", lambda one: one.packets),
+        ("commands to the NIC", lambda one: one.commands),
+    ):
+        nic, host = (one.per_connection(value(one)) for one in (work["nic"], work["host"]))
+        table.add_row(label, f"{nic:.2f}", f"{host:.2f}", f"{1 - nic / host:.0%}" if host else "")
+    console.print()
+    console.print(table)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="acceltcp demo", description="The main job, start to end, with no FPGA.")
     parser.add_argument("--syns", type=int, default=10_000, help="size of the flood (default: %(default)s)")
+    parser.add_argument("--closes", type=int, default=50, help="connections to close, each way (default: %(default)s)")
     parser.add_argument("--width", type=int, default=64, choices=(8, 32, 64), help="bytes per beat of the NIC (default: %(default)s)")
     parser.add_argument("--capture", type=Path, default=Path("build/demo/capture.pcap"), help="where the capture goes")
     raw = sys.argv[2:] if argv is None else argv
     arguments = parser.parse_args(raw)
     console = Console(highlight=False)
     try:
-        if not os.environ.get(_INSIDE):
-            return _reexec_in_namespace(list(raw))
+        if not inside():
+            return reexec(["-m", "acceltcp", "demo", *raw]).returncode
         return _run(console, arguments)
-    except DemoError as error:
+    except StageError as error:
         console.print(f"[bold red]✘[/] {error}", markup=True)
         return 1
     except KeyboardInterrupt:
@@ -238,12 +224,12 @@ def _run(console: Console, arguments: argparse.Namespace) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="acceltcp-demo-") as name:
         _step(console, 1, "Start the NIC and a web server on it")
-        with _server(console, Path(name), capture, arguments.width) as control:
-            console.print(f"   [green]✔[/] {_NIC} and {_NIC6}, port {_PORT}, behind interface {_TAP} of a private namespace")
+        with _server(console, Path(name), f"width={arguments.width}&pcap={capture}") as control:
+            console.print(f"   [green]✔[/] {NIC4} and {NIC6}, port {PORT}, behind interface {TAP} of a private namespace")
             _step(console, 2, "Fetch a page with real clients")
             for what, fetch in (
-                ("curl, IPv4", lambda: _curl(f"http://{_NIC}/")),
-                ("curl, IPv6", lambda: _curl(f"http://[{_NIC6}]/")),
+                ("curl, IPv4", lambda: _curl(f"http://{NIC4}/")),
+                ("curl, IPv6", lambda: _curl(f"http://[{NIC6}]/")),
                 ("plain socket", _plain_socket),
             ):
                 console.print(f"   [green]✔[/] {what}: the right page in {_fetch(what, fetch) * 1000:.0f} ms")
@@ -253,6 +239,7 @@ def _run(console: Console, arguments: argparse.Namespace) -> int:
             _table(console, delta, arguments.syns, fetches, capture)
             lost = arguments.syns + fetches - delta["setup_syn_ack"]
             if lost > 0:
-                raise DemoError(f"{lost:,} of {arguments.syns + fetches:,} SYNs were not answered")
+                raise StageError(f"{lost:,} of {arguments.syns + fetches:,} SYNs were not answered")
+        _teardown(console, Path(name), arguments)
     console.print(f"\n[bold green]All steps did what they say[/], in {time.monotonic() - started:.0f} s.")
     return 0

@@ -12,7 +12,7 @@ silently wrong; so is a combinational loop.
 
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 
 __all__ = ["Netlist", "NetlistError", "Path", "Usage"]
 
@@ -79,6 +79,10 @@ class Usage:
     def bram(self):
         """Block RAM in units of 36 kbit."""
         return self.bram36 + self.bram18 / 2
+
+    def __add__(self, other):
+        """What both take together."""
+        return Usage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass

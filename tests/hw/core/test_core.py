@@ -19,12 +19,12 @@ from hw.config import NicConfig
 
 from .build import TOP_MODULE, CoreRunner, build
 
-SMALL = {"queues": 4, "listeners": 8, "descriptors": 64, "read_beats": 64, "writes": 16}
+SMALL = {"queues": 4, "listeners": 8, "flows": 512, "descriptors": 64, "read_beats": 64, "writes": 16}
 """Small tables, so that full ones are met, and builds are quick. `packets` must outlast the latency of the verdict."""
 
 CONFIGS = {
     "width64": NicConfig(
-        width=64, queues=8, rx_buffer_beats=512, tx_buffer_beats=512, packets=256, descriptors=64, writes=32
+        width=64, queues=8, flows=512, rx_buffer_beats=512, tx_buffer_beats=512, packets=256, descriptors=64, writes=32
     ),
     "width32": NicConfig(width=32, rx_buffer_beats=128, tx_buffer_beats=128, max_frame=1514, packets=128, **SMALL),
     "width8": NicConfig(
@@ -33,11 +33,11 @@ CONFIGS = {
     "ports2": NicConfig(width=64, ports=2, rx_buffer_beats=256, tx_buffer_beats=64, max_frame=1514, packets=256, **SMALL),
 }
 MODULES = (
-    "registers", "listen", "setup", "rx", "tx", "bad_frames", "bad_host", "pressure", "interrupts", "random",
+    "registers", "listen", "setup", "rx", "tx", "bad_frames", "bad_host", "pressure", "interrupts", "random", "teardown",
 )  # fmt: skip
 ONLY = {
     "width32": ("setup", "rx", "tx", "bad_frames", "pressure", "random"),
-    "ports2": ("ports", "registers", "pressure", "random"),
+    "ports2": ("ports", "registers", "pressure", "random", "teardown"),
 }
 RUNS = [
     pytest.param(config, module, id=f"{config}-{module}")

@@ -1,0 +1,152 @@
+"""`Flows`: the connection table and connection teardown; wiring only (docs/teardown.md).
+
+    connection -> ConnectionLookup -> lookup            close -> Close -------+-> FlowTransmit -> frames
+                      ^  ^                                        |  |        |        |
+              delete  |  |  insert                                |  +-> FrameTable <--+ -> read
+                      |  +----------------------------------------+
+    packets, updates -> Teardown -> jobs (to FlowTransmit), replies, events
+
+For latency, throughput and overflow see the parts. `idle`: nothing is in flight to host memory and no
+event is on offer; right from two cycles after `hold`. Reset: forgets all flows.
+"""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from acceltcp.abi.registers import COUNTERS
+
+from ..counts import counts_layout
+from ..csr.flows import TIMES, FlowsPort
+from ..dma.axi import ReadPort
+from ..dma.events import EventRequest
+from ..dma.tx import TxCommand, TxFrame, TxFrameDone
+from ..packet.meta import Reply
+from ..table.lookup import ConnectionLookup
+from ..table.records import ConnectionKey, Lookup
+from .close import Close
+from .flow import FlowPacket, FlowUpdate
+from .frame_table import FrameTable
+from .teardown import Teardown
+from .transmit import FlowTransmit
+
+__all__ = ["Flows"]
+
+EVENTS = 2
+"""Sources of events."""
+
+_COUNTS = (
+    *(counter.name for counter in COUNTERS if counter.name.startswith("flow_")),
+    "commands",
+    "command_errors",
+)
+
+
+class Flows(wiring.Component):
+    """Connection table and teardown.
+
+    Members
+    -------
+    connection, lookup: what `hw.tcp.setup.Setup` asks of the table.
+    packets: In(stream of FlowPacket, always_ready): segments of flows.
+    close: In(stream of TxCommand): CLOSE commands.
+    updates, updated: FLOW_UPDATE commands and their status.
+    read: Out(ReadPort()): frame tables.
+    frames, frames_done: frames for the TX DMA, and what became of them.
+    replies: Out(stream of Reply): segments made here.
+    events: Out(stream of EventRequest), two of them.
+    port: In(FlowsPort(config)): registers.
+    tick, ts_clock: time.
+    hold, idle, busy: see the module's text; busy: there is work without further input but `tick`.
+    counts: strobes.
+    """
+
+    def __init__(self, config):
+        self._config = config
+        super().__init__(
+            {
+                "connection": In(stream.Signature(ConnectionKey)),
+                "lookup": Out(stream.Signature(Lookup(config.table))),
+                "packets": In(stream.Signature(FlowPacket(config), always_ready=True)),
+                "close": In(stream.Signature(TxCommand)),
+                "updates": In(stream.Signature(FlowUpdate(config))),
+                "updated": Out(stream.Signature(data.StructLayout({"status": 8}))),
+                "read": Out(ReadPort()),
+                "frames": Out(stream.Signature(TxFrame(config))),
+                "frames_done": In(stream.Signature(TxFrameDone(config))),
+                "replies": Out(stream.Signature(Reply)),
+                "events": Out(stream.Signature(EventRequest)).array(EVENTS),
+                "port": In(FlowsPort(config)),
+                "tick": In(1),
+                "ts_clock": In(32),
+                "hold": In(1),
+                "idle": Out(1),
+                "busy": Out(1),
+                "counts": Out(counts_layout(*_COUNTS)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        m.submodules.table = table = ConnectionLookup(config)
+        m.submodules.teardown = teardown = Teardown(config)
+        m.submodules.close = close = Close(config)
+        m.submodules.frame_table = frame_table = FrameTable(config)
+        m.submodules.transmit = transmit = FlowTransmit(config)
+
+        # The connection table: looked up by the setup engine, changed by CLOSE and by the end of flows.
+        connect(m, flipped(self.connection), table.connection)
+        connect(m, table.lookup, flipped(self.lookup))
+        for changer, names in ((close, ("insert", "inserted")), (teardown, ("delete", "deleted"))):
+            for name in names:
+                outer, inner = getattr(changer, name), getattr(table.port, name)
+                connect(m, outer, inner)
+
+        # A flow's life: installed, moved by segments, updates and time, told of by an event.
+        connect(m, flipped(self.packets), teardown.packets)
+        connect(m, flipped(self.updates), teardown.updates)
+        connect(m, teardown.updated, flipped(self.updated))
+        connect(m, flipped(self.close), close.commands)
+        connect(m, teardown.free, close.free)
+        connect(m, close.installs, teardown.installs)
+        connect(m, teardown.replies, flipped(self.replies))
+        for source, sink in zip((close.events, teardown.events), self.events, strict=True):
+            connect(m, source, flipped(sink))
+
+        # Its frames.
+        connect(m, close.jobs, transmit.jobs[0])
+        connect(m, teardown.jobs, transmit.jobs[1])
+        connect(m, transmit.sent, teardown.sent)
+        for client, user in enumerate((close, transmit)):
+            connect(m, user.table_requests, frame_table.requests[client])
+            connect(m, frame_table.entries[client], user.entries)
+        connect(m, frame_table.read, flipped(self.read))
+        connect(m, transmit.frames, flipped(self.frames))
+        connect(m, flipped(self.frames_done), transmit.frames_done)
+
+        m.d.comb += [
+            table.key.eq(self.port.key),
+            close.key.eq(self.port.key),
+            close.ready.eq(self.port.key_valid & self.port.ready),
+            close.now.eq(teardown.now),
+            teardown.tick.eq(self.tick),
+            teardown.ts_clock.eq(self.ts_clock),
+            teardown.window.eq(self.port.window),
+            teardown.find.eq(self.port.find),
+            self.port.found.eq(teardown.found),
+            self.port.held.eq(table.held),
+            self.port.ready.eq(table.ready & teardown.ready),
+            *(getattr(teardown, name).eq(getattr(self.port, name)) for name in TIMES),
+        ]
+        holding = (close, teardown, frame_table, transmit)
+        working = (table, close, teardown, frame_table, transmit)
+        m.d.comb += [
+            *(part.hold.eq(self.hold) for part in holding),
+            self.idle.eq(Cat(part.idle for part in holding).all()),
+            self.busy.eq(Cat(part.busy for part in working).any()),
+        ]
+        for name in self.counts.shape().members:
+            sources = [part.counts[name] for part in (close, teardown) if name in part.counts.shape().members]
+            m.d.comb += self.counts[name].eq(sum(sources[1:], sources[0]))
+        return m
