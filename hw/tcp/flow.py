@@ -45,7 +45,7 @@ RTO_BITS = 14
 WINDOW_BITS = 12
 """Width of the peer's window in steps of `WINDOW_UNIT` bytes."""
 
-TABLE_BITS = 48
+TABLE_BITS = 46
 """Width of the frame table's address without its low 8 bits, which are zero."""
 
 RTT_BITS = 14

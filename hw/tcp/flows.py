@@ -48,7 +48,7 @@ class Flows(wiring.Component):
     Members
     -------
     connection, lookup: what `hw.tcp.setup.Setup` asks of the table.
-    packets: In(stream of FlowPacket, always_ready): segments of flows.
+    packets: In(stream of FlowPacket); never stalled: segments of flows.
     close: In(stream of TxCommand): CLOSE commands.
     updates, updated: FLOW_UPDATE commands and their status.
     read: Out(ReadPort()): frame tables.
@@ -67,7 +67,7 @@ class Flows(wiring.Component):
             {
                 "connection": In(stream.Signature(ConnectionKey)),
                 "lookup": Out(stream.Signature(Lookup(config.table))),
-                "packets": In(stream.Signature(FlowPacket(config), always_ready=True)),
+                "packets": In(stream.Signature(FlowPacket(config))),
                 "close": In(stream.Signature(TxCommand)),
                 "updates": In(stream.Signature(FlowUpdate(config))),
                 "updated": Out(stream.Signature(data.StructLayout({"status": 8}))),

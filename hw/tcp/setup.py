@@ -66,7 +66,7 @@ class Setup(wiring.Component):
     syn_ack: Out(stream of Reply)
     connection: Out(stream of ConnectionKey): every packet's; without a TCP header it means nothing.
     lookup: In(stream of Lookup): what the connection table says, one for each, in order.
-    flow: Out(stream of FlowPacket, always_ready): segments of connections in teardown.
+    flow: Out(stream of FlowPacket); never stalled: segments of connections in teardown.
     mac, promiscuous, keep_bad: per port, see `acceltcp.abi.registers.PORT`.
     default_queue: for packets of no listener.
     ts_clock, epoch: see `acceltcp.abi.registers.TIME`.
@@ -85,7 +85,7 @@ class Setup(wiring.Component):
                 "syn_ack": Out(stream.Signature(Reply)),
                 "connection": Out(stream.Signature(ConnectionKey)),
                 "lookup": In(stream.Signature(Lookup(config.table))),
-                "flow": Out(stream.Signature(FlowPacket(config), always_ready=True)),
+                "flow": Out(stream.Signature(FlowPacket(config))),
                 "mac": In(48).array(config.ports),
                 "promiscuous": In(1).array(config.ports),
                 "keep_bad": In(1).array(config.ports),

@@ -38,7 +38,7 @@ class Verdict(wiring.Component):
     -------
     i: In(stream of CookieResponse(SetupRecord), always_ready)
     lookup: In(Lookup): what the connection table says of the packet on `i`.
-    flow: Out(stream of FlowPacket, always_ready): segments of connections in teardown.
+    flow: Out(stream of FlowPacket); never stalled: segments of connections in teardown.
     dispatch: Out(stream of DispatchRecord, always_ready): one per packet, in order.
     reply: Out(stream of Reply): offered for one cycle only.
     counts: strobes.
@@ -49,7 +49,7 @@ class Verdict(wiring.Component):
             {
                 "i": In(stream.Signature(CookieResponse(SetupRecord), always_ready=True)),
                 "lookup": In(Lookup(config.table)),
-                "flow": Out(stream.Signature(FlowPacket(config), always_ready=True)),
+                "flow": Out(stream.Signature(FlowPacket(config))),
                 "dispatch": Out(stream.Signature(DispatchRecord, always_ready=True)),
                 "reply": Out(stream.Signature(Reply)),
                 "counts": Out(counts_layout(*_COUNTS)),

@@ -363,7 +363,7 @@ CLOSE_COMMAND = Message(
     Field("port", 2, "MAC port to send on."),
     Field("flags", 8, "What the connection is like.", CloseFlag),
     Field("tag", 32, "Given back in the event."),
-    Field("table", 64, "Bus address of the FINAL_FRAME table: a multiple of 256, below 2^56."),
+    Field("table", 64, "Bus address of the FINAL_FRAME table: a multiple of 256, below 2^54."),
     Field("remote", 128, "Peer's address in network byte order: its first byte lies first in memory."),
     Field("local", 128, "Our address, likewise."),
     Field("remote_port", 16, "Peer's port; little-endian like every number here."),

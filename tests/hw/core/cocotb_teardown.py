@@ -383,7 +383,7 @@ async def bad_commands(dut):
     cases = [
         ({"frames": 0}, bad), ({"frames": 17}, bad), ({"sent": 3}, bad), ({"retries": 0}, bad), ({"rto": 0}, bad),
         ({"rto": 1 << 14}, bad), ({"port": 3}, bad), ({"flags": flow.fields["flags"] | 0x80}, bad),
-        ({"table": flow.table + 16}, bad), ({"table": 1 << 57}, bad), ({"wscale": 15}, bad),
+        ({"table": flow.table + 16}, bad), ({"table": 1 << 54}, bad), ({"wscale": 15}, bad),
         ({"table": 0x4000}, Status.BAD_ADDRESS),
     ]  # fmt: skip
     for changes, status in cases:

@@ -1,0 +1,166 @@
+"""`Sweeper`: walks a state memory, so that every record's timer is looked at in time.
+
+Records come in groups of 64; one bit per group says whether any of them may be in use. A *lap* visits
+every group whose bit is set, and all of them while free records are wanted. A lap begins `LAP_STEPS` timer
+steps after the last one began, or at once while free records are wanted (unless a whole lap has found none).
+The first lap after a reset clears all records.
+
+A visit is a request; its operation comes back `LATENCY` cycles after the grant with what was found.
+
+* Throughput: one visit per cycle when granted in every cycle; a group costs 64 visits and 9 cycles, one whose bit is
+  clear 2 cycles.
+* Registered: requests. Overflow: cannot happen. Reset: starts with the clearing lap.
+"""
+
+from amaranth import *
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["GROUP", "LAP_STEPS", "Sweeper"]
+
+GROUP = 64
+"""Records of a group."""
+
+LAP_STEPS = 8
+"""Timer steps between the beginnings of two laps, at least."""
+
+
+class Sweeper(wiring.Component):
+    """Sweeps `depth` records (a multiple of 64).
+
+    Parameters
+    ----------
+    depth: records.
+    latency: cycles from grant to result.
+
+    Members
+    -------
+    step: a timer step has passed.
+    wanted: free records are wanted.
+    freed: a record has become free.
+    request, index, clear: a visit; with `clear` the record is to be cleared.
+    grant: it is under way.
+    result, used, given: the oldest visit has ended; the record is in use; it was free and has been given away.
+    install, install_index: this record comes into use.
+    probe, probe_used: whether a group may hold anything, a cycle later.
+    ready: the clearing lap is over.
+    busy: a lap is under way or due.
+    """
+
+    def __init__(self, depth, latency):
+        self._depth, self._latency = depth, latency
+        groups = range(max(2, depth // GROUP))
+        super().__init__(
+            {
+                "step": In(1),
+                "wanted": In(1),
+                "freed": In(1),
+                "request": Out(1),
+                "index": Out(range(depth)),
+                "clear": Out(1),
+                "grant": In(1),
+                "result": In(1),
+                "used": In(1),
+                "given": In(1),
+                "install": In(1),
+                "install_index": In(range(depth)),
+                "probe": In(groups),
+                "probe_used": Out(1),
+                "ready": Out(1),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        groups = self._depth // GROUP
+        inner_bits = (GROUP - 1).bit_length()
+        m.submodules.occupied = occupied = Memory(
+            shape=1, depth=max(2, groups), init=[], attrs={"ram_style": "distributed"}
+        )
+        look, probe, mark = occupied.read_port(domain="comb"), occupied.read_port(domain="comb"), occupied.write_port()
+
+        group = Signal(range(max(2, groups)))
+        inner = Signal(inner_bits)
+        open_visits = Signal(range(self._latency + GROUP + 1))
+        since = Signal(range(LAP_STEPS + 1), init=LAP_STEPS)
+        starved = Signal()  # a lap has found nothing free
+        hungry = Signal()  # this lap visits every group
+        any_given, any_used, touched = Signal(), Signal(), Signal()
+        occupied_here = Signal()
+        install_group = self.install_index[inner_bits:] if groups > 1 else C(0, 1)
+
+        m.d.comb += [
+            look.addr.eq(group),
+            probe.addr.eq(self.probe),
+            self.index.eq(Cat(inner, group)),
+            mark.addr.eq(Mux(self.install, install_group, group)),
+            mark.data.eq(self.install),
+        ]
+        m.d.sync += [
+            self.probe_used.eq(probe.data),
+            open_visits.eq(open_visits + (self.request & self.grant) - self.result),
+        ]
+        with m.If(self.step & (since != LAP_STEPS)):
+            m.d.sync += since.eq(since + 1)
+        with m.If(self.freed):
+            m.d.sync += starved.eq(0)
+        with m.If(self.result):
+            m.d.sync += [any_used.eq(any_used | self.used), any_given.eq(any_given | self.given)]
+        with m.If(self.install):
+            m.d.comb += mark.en.eq(1)
+            with m.If(install_group == group):
+                m.d.sync += touched.eq(1)
+
+        due = Signal()
+        m.d.comb += [due.eq((since == LAP_STEPS) | (self.wanted & ~starved)), self.busy.eq(1)]
+        with m.FSM(name="sweep"):
+            with m.State("Clear"):
+                m.d.comb += [self.request.eq(1), self.clear.eq(1)]
+                with m.If(self.grant):
+                    m.d.sync += inner.eq(inner + 1)
+                    with m.If(inner.all()):
+                        m.next = "Clear the group's bit"
+            with m.State("Clear the group's bit"):
+                m.d.comb += mark.en.eq(1)
+                m.d.sync += group.eq(group + 1)
+                m.next = "Clear"
+                with m.If(group == groups - 1):
+                    m.d.sync += [group.eq(0), self.ready.eq(1)]
+                    m.next = "Wait"
+            with m.State("Wait"):
+                m.d.comb += self.busy.eq(due)
+                m.d.sync += [group.eq(0), hungry.eq(self.wanted & ~starved), any_given.eq(0)]
+                with m.If(due & (open_visits == 0)):
+                    m.d.sync += since.eq(0)
+                    m.next = "Look at a group"
+            with m.State("Look at a group"):
+                # (A group comes into use after this at the earliest by an insertion, whose timer is not due yet.)
+                m.d.sync += [inner.eq(0), any_used.eq(0), touched.eq(0), occupied_here.eq(look.data)]
+                m.next = "Skip or visit"
+            with m.State("Skip or visit"):
+                m.next = "Next group"
+                with m.If(occupied_here | (hungry & self.wanted)):
+                    m.next = "Visit"
+            with m.State("Visit"):
+                m.d.comb += self.request.eq(1)
+                with m.If(self.grant):
+                    m.d.sync += inner.eq(inner + 1)
+                    with m.If(inner.all()):
+                        m.next = "Wait for the last result"
+            with m.State("Wait for the last result"):
+                with m.If(open_visits == 0):
+                    m.next = "Next group"
+                    # Nothing in use: the bit goes, unless a record came into use meanwhile.
+                    with m.If(~any_used & ~touched & ~self.install):
+                        m.d.comb += mark.en.eq(1)
+            with m.State("Next group"):
+                m.d.sync += group.eq(group + 1)
+                m.next = "Look at a group"
+                with m.If(group == groups - 1):
+                    m.d.sync += group.eq(0)
+                    with m.If(hungry & ~any_given & ~self.freed):
+                        m.d.sync += starved.eq(1)
+                    m.next = "Wait"
+        return m
