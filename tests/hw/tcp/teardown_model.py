@@ -246,9 +246,11 @@ class TeardownModel:
             return
         if flow.state in UNACKED:
             # RFC 6298 section 5.4 to 5.6; R2 of RFC 9293 section 3.8.3; section 3.8.6.1 when the window is 0.
+            if flow.sending:
+                return
             if flow.retries >= flow.retry_limit:
                 self._end(flow, Status.TIMED_OUT)
-            elif not flow.sending and self.job_room:
+            elif self.job_room:
                 flow.retries = min(flow.retries + 1, 15)
                 self._arm(flow, min(flow.rto << flow.retries, self.registers.max_rto))
                 self._wanted = 1
@@ -396,8 +398,6 @@ class TeardownModel:
                     self._arm(flow, flow.rto)
                     self._wanted = 2
             flow.window = window
-        elif not flow.window:
-            flow.retries = min(flow.retries, flow.retry_limit >> 1)
 
     def _all_acknowledged(self, flow: Flow) -> None:
         """Rule 11."""
