@@ -1,17 +1,18 @@
-"""`TxDma`: from the hosts' TX rings to packets and commands.
+"""`TxDma`: from the hosts' TX rings to packets and commands; and final frames of flows to packets.
 
     doorbells -> DescriptorFetch -> TxSchedule -> TxRead -> bus -> read buffer -> Realigner
-              -> packets with TxMeta (frames), commands, events
+                         final frames ----^          -> packets with TxMeta (frames), commands, events
 
 Every descriptor is carried out in the order of its ring and ends in at most one event:
 `TX_ERROR` when it could not be carried out, else `TX_DONE` when asked for (a command's own
 event comes from who runs it). A frame with a read error leaves with `err` on its last beat and
-must be discarded; a command with one does not leave at all.
+must be discarded; a command with one does not leave at all. A final frame (docs/teardown.md) leaves
+like any other, with a `patch` in its TxMeta; it ends in one entry of `frames_done` and never in an event.
 
 * Latency: doorbell to first packet beat about 40 cycles plus two bus latencies.
 * Throughput: one bus beat per cycle, whatever the sizes; one frame per cycle when frames lie in
   one bus beat each. `config.read_beats` beats are under way at most.
-* Registered: both read requests, `packets`, `meta`, `events`, `commands`.
+* Registered: both read requests, `packets`, `meta`, `events`, `commands`, `frames_done`.
 * Overflow: cannot happen; data are asked for only when there is room for them.
 * Reset: forgets everything; what the bus still owes must have been waited for (`hold`, `idle`).
 """
@@ -25,7 +26,7 @@ from acceltcp.abi.messages import COMMAND, EventType, Status
 from ..config import AXI_BYTES, NicConfig
 from ..counts import counts_layout
 from ..csr.bus import QueueBus
-from ..packet.meta import TxMeta
+from ..packet.meta import TxMeta, TxPatch
 from ..stream.beat import BeatLayout, packet_stream
 from ..stream.buffer import SkidBuffer
 from ..stream.fifo import StreamFifo
@@ -33,16 +34,22 @@ from .axi import ReadPort
 from .descriptors import DescriptorFetch
 from .events import EventRequest
 from .realign import Realigner
-from .tx_read import TxJob, TxRead
+from .tx_read import TxFrame, TxJob, TxRead
 from .tx_schedule import TxSchedule
 
-__all__ = ["TxCommand", "TxDma"]
+__all__ = ["TxCommand", "TxDma", "TxFrame", "TxFrameDone"]
 
 EXIT_BEATS = 32
 """Packet beats between read buffer and output: more than the pipeline's round trip."""
 
 EVENTS = 32
 """Events that wait for the event writer before the data path stops."""
+
+FRAMES = 64
+"""Final frames in flight. Their patches wait here: too wide for the long FIFO of jobs."""
+
+FRAMES_DONE = 16
+"""Ends of final frames that wait to be taken before the data path stops."""
 
 
 class TxCommand(data.Struct):
@@ -51,6 +58,17 @@ class TxCommand(data.Struct):
     queue: 8
     index: 16  # of its descriptor
     command: 8 * COMMAND.size
+
+
+def TxFrameDone(config):  # noqa: N802
+    """End of a final frame: nothing reads it any more. `status` is acceltcp.abi.messages.Status; anything
+    but OK: it has not been sent."""
+    return data.StructLayout({"index": config.flow_bits, "last": 1, "status": 8})
+
+
+def _Note(config):  # noqa: N802
+    """What is kept of a final frame until it ends."""
+    return data.StructLayout({"index": config.flow_bits, "last": 1, "patch": TxPatch})
 
 
 class _Leaving(data.Struct):
@@ -67,11 +85,14 @@ class TxDma(wiring.Component):
     Members
     -------
     bus: In(QueueBus()).
-    hold: take up no new descriptor, and prefetch none.
+    hold: take up no new descriptor or final frame, and prefetch no descriptor.
     idle: nothing is in flight. Combinational from flip-flops: right in the cycle in which
         `hold` rises. Prefetched descriptors do not count.
     busy: something is in flight or could be started.
     descriptor_read, read: Out(ReadPort()): two requesters of the bus.
+    frames: In(stream(TxFrame(config))): final frames; they take turns with descriptors.
+    frames_done: Out(stream(TxFrameDone(config))): one per final frame, in order. Who takes no ends stops
+        everything.
     packets: Out(packet_stream(64)).
     meta: Out(stream(TxMeta)): one per packet, offered before its first beat.
     commands: Out(stream(TxCommand)).
@@ -91,6 +112,8 @@ class TxDma(wiring.Component):
                 "busy": Out(1),
                 "descriptor_read": Out(ReadPort()),
                 "read": Out(ReadPort()),
+                "frames": In(stream.Signature(TxFrame(config))),
+                "frames_done": Out(stream.Signature(TxFrameDone(config))),
                 "packets": Out(packet_stream(AXI_BYTES)),
                 "meta": Out(stream.Signature(TxMeta)),
                 "commands": Out(stream.Signature(TxCommand)),
@@ -126,6 +149,22 @@ class TxDma(wiring.Component):
             schedule.pending.eq(fetch.pending),
         ]
 
+        # Final frames beside them. The note of a frame is at hand until the frame ends.
+        m.submodules.notes = notes = StreamFifo(_Note(self._config), FRAMES)
+        m.submodules.ends = ends = StreamFifo(TxFrameDone(self._config), FRAMES_DONE)
+        connect(m, ends=ends.o, output=flipped(self.frames_done))
+        open_ = Signal()
+        m.d.comb += [
+            open_.eq(notes.i.ready & ~self.hold),
+            read.frames.payload.eq(self.frames.payload),
+            read.frames.valid.eq(self.frames.valid & open_),
+            self.frames.ready.eq(read.frames.ready & open_),
+            notes.i.valid.eq(read.frames.valid & read.frames.ready),
+            notes.i.p.index.eq(self.frames.p.index),
+            notes.i.p.last.eq(self.frames.p.last),
+            notes.i.p.patch.eq(self.frames.p.patch),
+        ]
+
         # What has been asked for, and the data as they come.
         m.submodules.jobs = jobs = StreamFifo(TxJob, beats, kind="block")
         octets = data.StructLayout({"data": 8 * AXI_BYTES, "error": 1})
@@ -143,7 +182,7 @@ class TxDma(wiring.Component):
         m.d.sync += room.eq(room - read.claim + taken)
 
         # Out of the buffer into the realigner, and who hears of it.
-        m.submodules.feed = feed = _Feed()
+        m.submodules.feed = feed = _Feed(self._config)
         m.submodules.realigner = realigner = Realigner()
         m.submodules.exit = leave = StreamFifo(BeatLayout(AXI_BYTES), EXIT_BEATS, kind="block")
         m.submodules.leaving = leaving = StreamFifo(_Leaving, EXIT_BEATS)
@@ -151,6 +190,8 @@ class TxDma(wiring.Component):
         m.submodules.events = events = StreamFifo(EventRequest, EVENTS, kind="block")
         connect(m, jobs=jobs.o, feed=feed.jobs)
         connect(m, buffer=buffer.o, feed=feed.beats)
+        connect(m, notes=notes.o, feed=feed.notes)
+        connect(m, feed=feed.ends, ends=ends.i)
         connect(m, feed=feed.meta, meta=meta.i)
         connect(m, feed=feed.leaving, leaving=leaving.i)
         connect(m, meta=meta.o, output=flipped(self.meta))
@@ -193,7 +234,7 @@ class TxDma(wiring.Component):
                 events.i.p.event.status.eq(Status.BAD_DOORBELL),
             ]
         m.d.sync += [
-            self.counts.tx_errors.eq(feed.error),
+            self.counts.tx_errors.eq(feed.error & ~jobs.o.p.final),
             self.counts.doorbell_errors.eq(fetch.counts.doorbell_errors),
         ]
 
@@ -217,9 +258,10 @@ class TxDma(wiring.Component):
             read.idle & ~schedule.pop.valid & (room == beats) & (free == EXIT_BEATS) & (jobs.level == 0)
         )  # fmt: skip
         told = (meta.level == 0) & (leaving.level == 0) & (events.level == 0) & ~refused.valid
+        final = (notes.level != 0) | (ends.level != 0)
         m.d.comb += [
-            self.idle.eq(fetch.idle & quiet & told),
-            self.busy.eq(~self.idle | fetch.busy | fetch.pending.any()),
+            self.idle.eq(fetch.idle & quiet & told & ~final),
+            self.busy.eq(~self.idle | fetch.busy | fetch.pending.any() | self.frames.valid),
         ]
         return m
 
@@ -227,19 +269,21 @@ class TxDma(wiring.Component):
 class _Feed(wiring.Component):
     """Hands a job's beats on, one per cycle, and says what becomes of the job."""
 
-    def __init__(self):
+    def __init__(self, config):
         octets = data.StructLayout({"data": 8 * AXI_BYTES, "error": 1})
         super().__init__(
             {
                 "jobs": In(stream.Signature(TxJob)),
                 "beats": In(stream.Signature(octets)),
+                "notes": In(stream.Signature(_Note(config))),
                 "exit_free": In(1),
                 "claim": Out(1),  # a packet beat will come out of this one
                 "first": Out(1),
                 "last": Out(1),
                 "meta": Out(stream.Signature(TxMeta)),
                 "leaving": Out(stream.Signature(_Leaving)),
-                # Not a stream in its own right: `ready` is waited for before `valid` rises.
+                # Not streams in their own right: `ready` is waited for before `valid` rises.
+                "ends": Out(stream.Signature(TxFrameDone(config))),
                 "events": Out(stream.Signature(EventRequest)),
                 "error": Out(1),  # a job has failed
             }
@@ -258,7 +302,13 @@ class _Feed(wiring.Component):
             self.first.eq(first),
             self.last.eq(Mux(first, job.beats == 1, left == 1)),
             # Everything that a beat may need is there; all of it flip-flops elsewhere.
-            roomy.eq(self.jobs.valid & self.exit_free & self.meta.ready & self.leaving.ready & self.events.ready),
+            roomy.eq(
+                self.jobs.valid
+                & self.exit_free
+                & self.meta.ready
+                & self.leaving.ready
+                & Mux(job.final, self.ends.ready & self.notes.valid, self.events.ready)
+            ),
             self.beats.ready.eq(roomy & good),
             go.eq(self.beats.ready & self.beats.valid),
             self.claim.eq(go & ~(first & job.extra)),
@@ -281,11 +331,18 @@ class _Feed(wiring.Component):
             self.meta.p.l3_offset.eq(job.l3_offset),
             self.meta.p.l4_offset.eq(job.l4_offset),
             self.meta.p.flags.eq(job.flags),
+            self.meta.p.patch.eq(self.notes.p.patch),
+            self.meta.p.patch.wanted.eq(job.final & self.notes.p.patch.wanted),
             self.leaving.valid.eq(go & first),
             self.leaving.p.command.eq(job.command),
             self.leaving.p.queue.eq(job.queue),
             self.leaving.p.index.eq(job.index),
-            self.events.valid.eq(done & (self.error | (job.notify & ~job.command))),
+            self.ends.valid.eq(done & job.final),
+            self.ends.p.index.eq(self.notes.p.index),
+            self.ends.p.last.eq(self.notes.p.last),
+            self.ends.p.status.eq(status),
+            self.notes.ready.eq(done & job.final),
+            self.events.valid.eq(done & ~job.final & (self.error | (job.notify & ~job.command))),
             self.events.p.queue.eq(job.queue),
             self.events.p.event.type.eq(Mux(self.error, EventType.TX_ERROR, EventType.TX_DONE)),
             self.events.p.event.status.eq(status),

@@ -1,11 +1,14 @@
-"""`TxRead`: checks TX descriptors and asks the bus for what they point at.
+"""`TxRead`: checks what is to be sent and asks the bus for it.
 
-Each descriptor becomes one `TxJob`, in order, with the outcome of its checks; a job whose status
-is not OK is asked nothing for. The others are cut into bursts at 4 KiB boundaries.
+Descriptors of the hosts and final frames of flows (docs/teardown.md) take turns. Each becomes one
+`TxJob`, in order, with the outcome of its checks; a job whose status is not OK is asked nothing
+for. The others are cut into bursts at 4 KiB boundaries.
 
-* Latency: 4 cycles from descriptor to read request.
-* Throughput: one descriptor and one burst per cycle; a descriptor of n bursts takes n cycles.
-* Registered: `request`. `popped.ready` passes through three pipeline stages.
+* Latency: 4 cycles from descriptor or frame to read request.
+* Throughput: one descriptor or frame and one burst per cycle; one of n bursts takes n cycles. While both
+  wait, they alternate.
+* Registered: `request`. `popped.ready` and `frames.ready` pass through three pipeline stages and depend
+  on who asks.
 * Overflow: a burst is requested only when `room` (beats) is there for all of its data.
 * Reset: forgets what is under way.
 """
@@ -16,15 +19,17 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from acceltcp.abi.messages import COMMAND, TX_DESCRIPTOR, Status, TxFlag, TxOpcode
-from acceltcp.abi.wire import ETHERNET, ICMP, IPV4, IPV6, TCP
+from acceltcp.abi.registers import PORTS_MAX
+from acceltcp.abi.wire import ETHERNET, ICMP, IPV4, IPV6, TCP, VLAN, TCPOption
 
 from ..abi import message_layout
 from ..config import AXI_BYTES, NicConfig
 from ..csr.bus import QUEUE_BITS
+from ..packet.meta import TxPatch
 from .axi import ReadRequest
 from .descriptors import Popped
 
-__all__ = ["TxJob", "TxRead"]
+__all__ = ["FINAL_OFFSETS", "TIMESTAMPS_BYTES", "TxFrame", "TxJob", "TxRead"]
 
 PAGE_BEATS = 4096 // AXI_BYTES
 BEAT_BITS = exact_log2(AXI_BYTES)
@@ -35,14 +40,43 @@ UDP_HEADER = 8
 ICMPV6_CHECKED = ICMP.byte_offset("checksum") + 2
 """What must lie in the frame of an ICMPv6 message: up to its checksum."""
 
+FINAL_OFFSETS = {
+    version: (ETHERNET.size + header.size, ETHERNET.size + VLAN.size + header.size)
+    for version, header in (("ipv4", IPV4), ("ipv6", IPV6))
+}
+"""Where the TCP header of a final frame may start, without and with a VLAN tag."""
+
+TIMESTAMPS_BYTES = 2 + TCPOption.TIMESTAMPS.length
+"""Two NOPs and the timestamps option: all options that a final frame may have."""
+
+
+def TxFrame(config):  # noqa: N802
+    """A final frame of a flow that the NIC holds, to be read from host memory and sent.
+
+    `index` and `last` (of its job) come back with its end; `patch` is written into it.
+    """
+    return data.StructLayout(
+        {
+            "address": 64,
+            "length": 16,
+            "port": (PORTS_MAX - 1).bit_length(),
+            "l4_offset": 8,
+            "ipv6": 1,
+            "index": config.flow_bits,
+            "last": 1,
+            "patch": TxPatch,
+        }
+    )
+
 
 class TxJob(data.Struct):
-    """A checked descriptor on its way through the TX DMA."""
+    """A checked descriptor or final frame on its way through the TX DMA."""
 
     queue: QUEUE_BITS
     index: 16  # free-running ring index
     status: 4  # acceltcp.abi.messages.Status; anything but OK: nothing is read
     command: 1  # else a frame
+    final: 1  # a final frame of a flow: no queue, no index, no event
     notify: 1  # TX_DONE is asked for
     offset: BEAT_BITS  # of the first byte in the first bus beat
     length: LENGTH_BITS
@@ -62,11 +96,12 @@ class _Checked(data.Struct):
 
 
 class TxRead(wiring.Component):
-    """Descriptors in; jobs and read requests out.
+    """Descriptors and final frames in; jobs and read requests out.
 
     Members
     -------
     popped: In(stream(Popped)); answers with ok = 0 are dropped.
+    frames: In(stream(TxFrame(config))).
     room: beats that are free in the read buffer.
     claim: beats taken from `room` in this cycle.
     request: Out(stream(ReadRequest)).
@@ -81,6 +116,7 @@ class TxRead(wiring.Component):
         super().__init__(
             {
                 "popped": In(stream.Signature(Popped)),
+                "frames": In(stream.Signature(TxFrame(config))),
                 "room": In(range(config.read_beats + 1)),
                 "claim": Out(range(PAGE_BEATS + 1)),
                 "request": Out(stream.Signature(ReadRequest)),
@@ -97,28 +133,7 @@ class TxRead(wiring.Component):
         valid1, valid2, valid3 = Signal(), Signal(), Signal()
         checked1 = Signal(_Checked, reset_less=True)
         wrong = Signal(data.StructLayout({status.name: 1 for status in self._checks}), reset_less=True)
-        descriptor = Signal(message_layout(TX_DESCRIPTOR))
-        m.d.comb += [
-            descriptor.as_value().eq(self.popped.p.descriptor),
-            self.popped.ready.eq(~valid1 | ready2),
-        ]
-        with m.If(self.popped.ready):
-            m.d.sync += [
-                valid1.eq(self.popped.valid & self.popped.p.ok),
-                checked1.address.eq(descriptor.address),
-                checked1.job.queue.eq(self.popped.p.queue),
-                checked1.job.index.eq(self.popped.p.index),
-                checked1.job.command.eq(descriptor.opcode == TxOpcode.COMMAND),
-                checked1.job.notify.eq(descriptor.flags & TxFlag.EVENT != 0),
-                checked1.job.offset.eq(descriptor.address),
-                checked1.job.length.eq(descriptor.length),
-                checked1.job.port.eq(descriptor.port),
-                checked1.job.l3_offset.eq(descriptor.l3_offset),
-                checked1.job.l4_offset.eq(descriptor.l4_offset),
-                checked1.job.flags.eq(descriptor.flags),
-            ]
-            for name, bad in self._wrong(m, descriptor, self.popped.p.error).items():
-                m.d.sync += wrong[name].eq(bad)
+        self._take(m, ~valid1 | ready2, valid1, checked1, wrong)
 
         # Stage 2: the status, and how many beats.
         checked2 = Signal(_Checked, reset_less=True)
@@ -198,6 +213,71 @@ class TxRead(wiring.Component):
                     request.length.eq(beats - 1),
                 ]
         return m
+
+    def _take(self, m, ready, valid, checked, wrong):
+        """Descriptors and frames by turns, each with its own checks, into the first stage."""
+        descriptor = Signal(message_layout(TX_DESCRIPTOR))
+        frame = self.frames.p
+        # After a descriptor the frames are first, and the other way round.
+        frames_first, take_frame = Signal(), Signal()
+        m.d.comb += [
+            descriptor.as_value().eq(self.popped.p.descriptor),
+            take_frame.eq(self.frames.valid & (frames_first | ~self.popped.valid)),
+            self.popped.ready.eq(ready & ~take_frame),
+            self.frames.ready.eq(ready & take_frame),
+        ]
+        flags = TxFlag.L4_CHECKSUM | Mux(frame.ipv6, int(TxFlag.IPV6), int(TxFlag.IPV4_CHECKSUM))
+        frame_wrong = self._wrong_frame(frame)
+        with m.If(ready):
+            m.d.sync += [
+                valid.eq(take_frame | (self.popped.valid & self.popped.p.ok)),
+                checked.job.queue.eq(self.popped.p.queue),
+                checked.job.index.eq(self.popped.p.index),
+                checked.job.final.eq(take_frame),
+            ]
+            with m.If(take_frame):
+                m.d.sync += [
+                    frames_first.eq(0),
+                    checked.address.eq(frame.address),
+                    checked.job.command.eq(0),
+                    checked.job.notify.eq(0),
+                    checked.job.offset.eq(frame.address),
+                    checked.job.length.eq(frame.length),
+                    checked.job.port.eq(frame.port),
+                    checked.job.l3_offset.eq(frame.l4_offset - Mux(frame.ipv6, IPV6.size, IPV4.size)),
+                    checked.job.l4_offset.eq(frame.l4_offset),
+                    checked.job.flags.eq(flags),
+                ]
+            with m.Else():
+                m.d.sync += [
+                    checked.address.eq(descriptor.address),
+                    checked.job.command.eq(descriptor.opcode == TxOpcode.COMMAND),
+                    checked.job.notify.eq(descriptor.flags & TxFlag.EVENT != 0),
+                    checked.job.offset.eq(descriptor.address),
+                    checked.job.length.eq(descriptor.length),
+                    checked.job.port.eq(descriptor.port),
+                    checked.job.l3_offset.eq(descriptor.l3_offset),
+                    checked.job.l4_offset.eq(descriptor.l4_offset),
+                    checked.job.flags.eq(descriptor.flags),
+                ]
+                with m.If(self.popped.valid):
+                    m.d.sync += frames_first.eq(1)
+            for name, bad in self._wrong(m, descriptor, self.popped.p.error).items():
+                m.d.sync += wrong[name].eq(Mux(take_frame, frame_wrong.get(name, 0), bad))
+
+    def _wrong_frame(self, frame):
+        """Name of a status -> the final frame deserves it. (CLOSE has looked at the table once, but the
+        host may have written there since.)"""
+
+        def known(version):
+            return Cat(frame.l4_offset == offset for offset in FINAL_OFFSETS[version]).any()
+
+        shortest = frame.l4_offset + Mux(frame.patch.timestamps, TCP.size + TIMESTAMPS_BYTES, TCP.size)
+        return {
+            "BAD_LENGTH": (frame.length < shortest) | (frame.length > self._config.max_frame),
+            "BAD_ARGUMENT": ~Mux(frame.ipv6, known("ipv6"), known("ipv4"))
+            | (frame.port >= self._config.ports),
+        }
 
     _checks = (
         Status.BAD_ADDRESS,

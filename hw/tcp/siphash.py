@@ -1,8 +1,12 @@
-"""SipHash-2-4 (Aumasson and Bernstein, 2012) of messages of one fixed length: `SipHashPipeline`
+"""SipHash (Aumasson and Bernstein, 2012) of messages of one fixed length: `SipHashPipeline`
 takes one a cycle, `SipHashIterative` works on one at a time in a fraction of the area.
 
+SipHash-2-4 with 64 bits of output unless told otherwise; the variant with 128 bits is that of the
+authors' reference code. In cycles, for the two that the NIC uses: A is SipHash-2-4 of 55 bytes
+(cookies), B is SipHash-1-3 of 37 bytes with 128 bits of output (connection table).
+
 `SipHashPipeline`
-  Latency: `latency` cycles, 2 per round and 1 for the last XOR: 37 for 55 bytes.
+  Latency: `latency` cycles, 2 per round and 1 for the last XOR: A 37, B 23.
   Throughput: one message per cycle; it cannot be stalled and knows nothing of validity.
   Registered: everything after the first half round; the inputs go into an adder. Words wait
   for their round in block memory.
@@ -10,7 +14,7 @@ takes one a cycle, `SipHashIterative` works on one at a time in a fraction of th
 
 `SipHashIterative`
   Latency: one round per cycle; a result is offered `rounds` + 1 cycles after its message was
-  taken: 19 for 55 bytes. Throughput: one message per `rounds` + 2 cycles.
+  taken: A 19, B 12. Throughput: one message per `rounds` + 2 cycles.
   Registered: `i.ready` and `o.valid`; `o.payload` is one XOR behind flip-flops.
   Overflow: cannot happen. Reset: forgets the message in work.
 
@@ -26,23 +30,49 @@ from ..packet.delay import Delay
 __all__ = ["SipHashInput", "SipHashIterative", "SipHashPipeline"]
 
 _INIT = (0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)
-_COMPRESSION = 2
-_FINALIZATION = 4
+_SECOND_MARK = 0xDD
+"""What is added to v1 between the first 64 bits of output and the others."""
 
 
 class SipHashInput(data.StructLayout):
-    """A key and a message of `length` bytes, both with byte 0 in the least significant bits."""
+    """A key and a message of `length` bytes, both with byte 0 in the least significant bits.
 
-    def __init__(self, length):
+    It knows the variant: rounds per word (1, 2 or 4), rounds of the finalisation (at least 1; with 128 bits
+    of output they come twice) and bits of output (64 or 128).
+    """
+
+    def __init__(self, length, *, compression=2, finalization=4, bits=64):
         if not isinstance(length, int) or not 0 < length < 256:
             raise ValueError(f"length must be an integer from 1 to 255, not {length!r}")
-        self._length = length
+        if compression not in (1, 2, 4):
+            raise ValueError(f"compression must be 1, 2 or 4 rounds, not {compression!r}")
+        if not isinstance(finalization, int) or not 1 <= finalization <= 16:
+            raise ValueError(f"finalization must be from 1 to 16 rounds, not {finalization!r}")
+        if bits not in (64, 128):
+            raise ValueError(f"bits must be 64 or 128, not {bits!r}")
+        self._length, self._bits = length, bits
+        self._compression, self._finalization = compression, finalization
         super().__init__({"key": 128, "message": 8 * length})
 
     @property
     def length(self):
         """Bytes of the message."""
         return self._length
+
+    @property
+    def compression(self):
+        """SipRounds per word."""
+        return self._compression
+
+    @property
+    def finalization(self):
+        """SipRounds between the last word and the first 64 bits of output, and between these and the others."""
+        return self._finalization
+
+    @property
+    def bits(self):
+        """Bits of the hash."""
+        return self._bits
 
     @property
     def words(self):
@@ -52,7 +82,12 @@ class SipHashInput(data.StructLayout):
     @property
     def rounds(self):
         """SipRounds for one message."""
-        return _COMPRESSION * self.words + _FINALIZATION
+        return self._compression * self.words + self._finalization * (self._bits // 64)
+
+    @property
+    def mark(self):
+        """What is added to v2 in front of the finalisation."""
+        return 0xFF if self._bits == 64 else 0xEE
 
     def word(self, message, index):
         """Word `index` of a message with its padding."""
@@ -61,9 +96,12 @@ class SipHashInput(data.StructLayout):
             return part
         return Cat(part, C(0, 56 - len(part)), C(self._length, 8))
 
-
-def _initial(key):
-    return [C(_INIT[i], 64) ^ key[64 * (i % 2) : 64 * (i % 2) + 64] for i in range(4)]
+    def initial(self, key):
+        """The four values that a hash begins with."""
+        mask = list(_INIT)
+        if self._bits == 128:
+            mask[1] ^= self.mark
+        return [C(mask[i], 64) ^ key[64 * (i % 2) : 64 * (i % 2) + 64] for i in range(4)]
 
 
 def _half_round(m, name, v, second, *, swap=False):
@@ -83,11 +121,12 @@ def _half_round(m, name, v, second, *, swap=False):
 
 
 class SipHashPipeline(wiring.Component):
-    """SipHash-2-4, one message per cycle.
+    """SipHash, one message per cycle.
 
     Parameters
     ----------
     length: bytes of a message.
+    variant: as for `SipHashInput`.
 
     Members
     -------
@@ -95,9 +134,9 @@ class SipHashPipeline(wiring.Component):
     o: hash of what was on `i` `latency` cycles ago.
     """
 
-    def __init__(self, length):
-        self._layout = SipHashInput(length)
-        super().__init__({"i": In(self._layout), "o": Out(64)})
+    def __init__(self, length, **variant):
+        self._layout = SipHashInput(length, **variant)
+        super().__init__({"i": In(self._layout), "o": Out(self._layout.bits)})
 
     @property
     def latency(self):
@@ -108,10 +147,10 @@ class SipHashPipeline(wiring.Component):
         m = Module()
         layout = self._layout
 
-        # Word j enters before the half rounds 4 j and 4 (j + 1): what belongs behind the sum of one
-        # costs nothing in front of the next one's. Until then it waits; the padding is constant
-        # and is added where the word is used.
-        period = 2 * _COMPRESSION
+        # Word j enters before the first half rounds of words j and j + 1: what belongs behind the sum
+        # of one costs nothing in front of the next one's. Until then it waits; the padding is
+        # constant and is added where the word is used.
+        period = 2 * layout.compression
         early, late = [], []
         for j in range(layout.words):
             part = Value.cast(self.i.message)[64 * j : min(64 * j + 64, 8 * layout.length)]
@@ -125,8 +164,10 @@ class SipHashPipeline(wiring.Component):
                 padding = Value.cast(layout.word(C(0, 8 * layout.length), j))
                 taps.append(Cat(delayed, padding[len(part) :]))
 
-        v = _initial(self.i.key)
+        v = layout.initial(self.i.key)
         halves = 2 * layout.rounds - 1
+        first_end = period * layout.words + 2 * layout.finalization
+        outputs = []
         for stage in range(halves):
             j, step = divmod(stage, period)
             v0, v1, v2, v3 = v
@@ -136,7 +177,16 @@ class SipHashPipeline(wiring.Component):
             if takes_word:
                 v0 = v0 ^ late[j - 1]
             if stage == period * layout.words:
-                v2 = v2 ^ 0xFF
+                v2 = v2 ^ layout.mark
+            if stage == first_end:
+                # Only with 128 bits of output. All rounds are whole here, so the XOR is plain; its result
+                # waits for the other 64 bits.
+                m.submodules.first = first = Delay(64, 2 * layout.finalization, kind="block")
+                low = Signal(64, reset_less=True)
+                m.d.sync += low.eq(v0 ^ v1 ^ v2 ^ v3)
+                m.d.comb += first.i.eq(low)
+                outputs.append(first.o)
+                v1 = v1 ^ _SECOND_MARK
             second = stage % 2
             after = _half_round(m, f"stage{stage}", (v0, v1, v2, v3), second, swap=not takes_word)
             v = [Signal(64, name=f"v{i}_{stage}", reset_less=True) for i in range(4)]
@@ -164,26 +214,27 @@ class SipHashPipeline(wiring.Component):
             rest.eq(v1.rotate_left(17) ^ v3.rotate_left(21)),
             result.eq(high ^ high.rotate_left(32) ^ rest),
         ]
-        m.d.comb += self.o.eq(result)
+        m.d.comb += self.o.eq(Cat(*outputs, result))
         return m
 
 
 class SipHashIterative(wiring.Component):
-    """SipHash-2-4, one round per cycle.
+    """SipHash, one round per cycle.
 
     Parameters
     ----------
     length: bytes of a message.
+    variant: as for `SipHashInput`.
 
     Members
     -------
     i: In(stream of SipHashInput)
-    o: Out(stream of the 64-bit hash), one per message.
+    o: Out(stream of the hash), one per message.
     """
 
-    def __init__(self, length):
-        self._layout = SipHashInput(length)
-        super().__init__({"i": In(stream.Signature(self._layout)), "o": Out(stream.Signature(64))})
+    def __init__(self, length, **variant):
+        self._layout = layout = SipHashInput(length, **variant)
+        super().__init__({"i": In(stream.Signature(layout)), "o": Out(stream.Signature(layout.bits))})
 
     @property
     def rounds(self):
@@ -197,27 +248,39 @@ class SipHashIterative(wiring.Component):
         words = Signal(64 * layout.words, reset_less=True)
         left = Signal(range(layout.rounds + 1))
 
+        # Rounds are counted down. Behind the words the word is zero, so it matters only there which
+        # of a word's rounds it is.
+        final_rounds = layout.rounds - layout.compression * layout.words
         word = Signal(64)
-        second = Signal()
-        last_word = Signal()
-        compressing = Signal()
+        first_of_word, last_of_word = Signal(), Signal()
+        finalize = Signal()
+        phase = Signal(max(1, layout.compression.bit_length() - 1))
         m.d.comb += [
-            # Rounds are counted down; an odd number left means the word's second round, since
-            # the number of rounds is even.
-            compressing.eq(left > _FINALIZATION),
-            second.eq(left[0]),
-            last_word.eq(left == _FINALIZATION),
-            word.eq(Mux(compressing, words[:64], 0)),
+            word.eq(Mux(left > final_rounds, words[:64], 0)),
+            finalize.eq(left == final_rounds),
+            phase.eq(left - final_rounds),
+            first_of_word.eq((phase == 0) if layout.compression > 1 else 1),
+            last_of_word.eq((phase == 1) if layout.compression > 1 else 1),
         ]
-        before = (v[0], v[1], v[2] ^ Mux(last_word, 0xFF, 0), v[3] ^ Mux(second, 0, word))
-        middle = _half_round(m, "first", before, False)
+        v1, swap = v[1], False
+        outputs = []
+        if layout.bits == 128:
+            low = Signal(64, reset_less=True)
+            again = Signal()
+            m.d.comb += again.eq(left == layout.finalization)
+            with m.If(again):
+                m.d.sync += low.eq(v[0] ^ v[1] ^ v[2] ^ v[3])
+            v1, swap = v1 ^ Mux(again, _SECOND_MARK, 0), True
+            outputs.append(low)
+        before = (v[0], v1, v[2] ^ Mux(finalize, layout.mark, 0), v[3] ^ Mux(first_of_word, word, 0))
+        middle = _half_round(m, "first", before, False, swap=swap)
         v0, v1, v2, v3 = _half_round(m, "second", middle, True)
-        after = (v0 ^ Mux(second, word, 0), v1, v2, v3)
+        after = (v0 ^ Mux(last_of_word, word, 0), v1, v2, v3)
 
         with m.FSM(name="hash"):
             with m.State("Wait for a message"):
                 m.d.comb += self.i.ready.eq(1)
-                initial = _initial(self.i.p.key)
+                initial = layout.initial(self.i.p.key)
                 m.d.sync += [register.eq(value) for register, value in zip(v, initial, strict=True)]
                 m.d.sync += words.eq(Cat(layout.word(self.i.p.message, j) for j in range(layout.words)))
                 m.d.sync += left.eq(layout.rounds)
@@ -226,7 +289,7 @@ class SipHashIterative(wiring.Component):
             with m.State("Hash"):
                 m.d.sync += [register.eq(value) for register, value in zip(v, after, strict=True)]
                 m.d.sync += left.eq(left - 1)
-                with m.If(second):
+                with m.If(last_of_word):
                     m.d.sync += words.eq(words >> 64)
                 with m.If(left == 1):
                     m.next = "Offer the result"
@@ -234,5 +297,5 @@ class SipHashIterative(wiring.Component):
                 m.d.comb += self.o.valid.eq(1)
                 with m.If(self.o.ready):
                     m.next = "Wait for a message"
-        m.d.comb += self.o.payload.eq(v[0] ^ v[1] ^ v[2] ^ v[3])
+        m.d.comb += self.o.payload.eq(Cat(*outputs, v[0] ^ v[1] ^ v[2] ^ v[3]))
         return m

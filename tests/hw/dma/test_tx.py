@@ -14,12 +14,12 @@ from amaranth.lib import data
 from acceltcp.abi.messages import TX_DESCRIPTOR, EventType, Status, TxFlag, TxOpcode
 from hw.config import NicConfig
 from hw.dma.events import EventRequest
-from hw.dma.tx import TxCommand, TxDma
+from hw.dma.tx import FRAMES, TxCommand, TxDma, TxFrame, TxFrameDone
 from hw.packet.meta import TxMeta
 from hw.stream.beat import BeatLayout
 from tests.hw.dma.bus import disable_queue, enable_queue, ring_doorbell, set_ring
 from tests.hw.dma.memory import Memory, Traffic, serve_reads
-from tests.hw.simulate import always, converts, run, sometimes
+from tests.hw.simulate import always, converts, feed, run, sometimes
 
 RINGS = 0x9_0000_0000
 DATA = 0x5_4000_0000
@@ -380,6 +380,245 @@ def test_hold_drains_and_a_new_start_is_clean() -> None:
         assert [p[0] for p in bench.packets[sent:]] == [f.octets for f in second]
 
     run(bench.dut, host, background=bench.background(20))
+
+
+@dataclass
+class Final:
+    """A final frame, and what must come of it."""
+
+    octets: bytes
+    address: int
+    index: int = 0
+    last: int = 0
+    ipv6: int = 0
+    l4: int = 34
+    port: int = 0
+    timestamps: int = 0
+    ack: int = 0
+    tsecr: int = 0
+    status: int = Status.OK
+    read_error: bool = False
+    length: int | None = None
+
+    def value(self, config: NicConfig) -> int:
+        length = len(self.octets) if self.length is None else self.length
+        patch = {"wanted": 1, "timestamps": self.timestamps, "ack": self.ack, "tsecr": self.tsecr}
+        frame = {
+            "address": self.address, "length": length, "port": self.port, "l4_offset": self.l4,
+            "ipv6": self.ipv6, "index": self.index, "last": self.last, "patch": patch,
+        }  # fmt: skip
+        return TxFrame(config).const(frame).as_value().value
+
+
+def final_background(bench: Bench, finals: list[Final], done: list, go, take_go):
+    """Feeds final frames and takes their ends."""
+    layout = TxFrameDone(bench.dut.config)
+    values = [final.value(bench.dut.config) for final in finals]
+    return [
+        partial(feed, stream=bench.dut.frames, values=values, go=go),
+        partial(bench._watch, stream=bench.dut.frames_done, go=take_go, take=lambda v: done.append(data.Const(layout, v))),
+    ]  # fmt: skip
+
+
+def check_finals(bench: Bench, finals: list[Final], done: list) -> None:
+    """Final frames begin with 255, so that they are known among the hosts'."""
+    assert [(d.index, d.last, d.status) for d in done] == [
+        (f.index, f.last, Status.BAD_ADDRESS if f.read_error else f.status) for f in finals
+    ]
+    sent = [f for f in finals if f.status == Status.OK]
+    got = [
+        (*packet, meta) for packet, meta in zip(bench.packets, bench.metas, strict=True) if packet[0][0] == 255
+    ]
+    assert [(octets, err) for octets, err, _ in got] == [(f.octets, f.read_error) for f in sent]
+    for f, (_, _, meta) in zip(sent, got, strict=True):
+        sums = TxFlag.L4_CHECKSUM | (TxFlag.IPV6 if f.ipv6 else TxFlag.IPV4_CHECKSUM)
+        assert (meta.length, meta.l3_offset, meta.l4_offset) == (len(f.octets), f.l4 - (40 if f.ipv6 else 20), f.l4)
+        assert (meta.flags, meta.port) == (sums, f.port)
+        assert (meta.patch.wanted, meta.patch.timestamps) == (1, f.timestamps)
+        assert (meta.patch.ack, meta.patch.tsecr) == (f.ack, f.tsecr)
+    assert all(not m.patch.wanted for p, m in zip(bench.packets, bench.metas, strict=True) if p[0][0] != 255)
+
+
+def random_finals(bench: Bench, count: int, rng: random.Random) -> list[Final]:
+    finals = []
+    for _ in range(count):
+        ipv6, vlan, timestamps = rng.randrange(2), rng.randrange(2), rng.randrange(2)
+        l4 = 14 + 4 * vlan + (40 if ipv6 else 20)
+        shortest = l4 + 20 + 12 * timestamps
+        length = rng.choice([shortest, shortest + 1, rng.randrange(shortest, 300), rng.randrange(shortest, 1515)])
+        octets = bytes([255]) + rng.randbytes(length - 1)
+        final = Final(
+            octets, bench.place(octets, None, rng), rng.randrange(512), rng.randrange(2), ipv6, l4,
+            timestamps=timestamps, ack=rng.getrandbits(32), tsecr=rng.getrandbits(32),
+        )  # fmt: skip
+        kind = rng.random()
+        if kind < 0.1:
+            final.length, final.status = rng.choice([0, shortest - 1, 9019, 65535]), Status.BAD_LENGTH
+        elif kind < 0.15:
+            final.l4, final.status = rng.choice([0, 14, l4 + 2, l4 - 1, 88 - l4]), Status.BAD_ARGUMENT
+            final.length = 9000
+        elif kind < 0.2:
+            final.address, final.status = (1 << 64) - 60, Status.BAD_ADDRESS
+            final.length = 100
+        elif kind < 0.3:
+            final.read_error = True
+            at = final.address + rng.randrange(length)
+            bench.next_data += 64
+            bench.memory.errors.append(range(at, at + 1))
+        bench.next_data += 64
+        finals.append(final)
+    return finals
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_final_frames_among_descriptors(seed: int) -> None:
+    rng = random.Random(1000 + seed)
+    config = NicConfig(queues=2, flows=512, descriptors=32)
+    bench = Bench(TxDma(config))
+    finals = random_finals(bench, 100, rng)
+    for final in finals:
+        # An error range may touch a neighbour's beat.
+        first, stop = final.address & ~63, final.address + len(final.octets) + 63 & ~63
+        hit = any(first < bad.stop and bad.start < stop for bad in bench.memory.errors)
+        final.read_error = hit and final.status == Status.OK
+    frames = {q: random_frames(bench, q, 30, rng, 1600) for q in range(2)}
+    for posted in frames.values():
+        for frame in posted:
+            first, stop = frame.address & ~63, frame.address + len(frame.octets) + 63 & ~63
+            hit = any(first < bad.stop and bad.start < stop for bad in bench.memory.errors)
+            frame.read_error = hit and frame.status == Status.OK
+    done: list = []
+
+    async def host(ctx):
+        for queue in frames:
+            await bench.start(ctx, queue, 6)
+            await bench.post(ctx, queue, frames[queue], 6)
+        while len(done) < len(finals):
+            await ctx.tick()
+        await bench.quiet(ctx)
+
+    go = (lambda n: sometimes(seed * 9 + n, 0.5)) if seed else (lambda n: always)
+    background = bench.background(30, seed * 100 if seed else None)
+    run(bench.dut, host, background=background + final_background(bench, finals, done, go(0), go(1)), cycles=20000)
+    check_finals(bench, finals, done)
+    # The rest is as if there were no final frames; one that fails is no error of the host's.
+    pairs = [(p, m) for p, m in zip(bench.packets, bench.metas, strict=True) if p[0][0] != 255]
+    bench.packets, bench.metas = [p for p, _ in pairs], [m for _, m in pairs]
+    check(bench, frames)
+
+
+def test_neither_descriptors_nor_final_frames_starve() -> None:
+    rng = random.Random(8)
+    config = NicConfig(queues=2, flows=512)
+    bench = Bench(TxDma(config))
+    frames, finals, done = [], [], []
+    for i in range(150):
+        octets = bytes([0]) + bytes(63)
+        frames.append(Frame(octets, bench.place(octets, 0, rng)))
+        octets = bytes([255]) + bytes(63)
+        finals.append(Final(octets, bench.place(octets, 0, rng), index=i))
+
+    async def host(ctx):
+        await bench.start(ctx, 0, 8)
+        await bench.post(ctx, 0, frames, 8)
+        while len(bench.packets) < 300:
+            await ctx.tick()
+        await bench.quiet(ctx)
+
+    run(bench.dut, host, background=bench.background(40) + final_background(bench, finals, done, always, always))
+    check_finals(bench, finals, done)
+    firsts = [p[0][0] for p in bench.packets]
+    start = firsts.index(0)  # final frames were under way before the first descriptor had come
+    middle = firsts[start : start + 120]
+    assert 50 <= middle.count(255) <= 70
+
+
+def test_an_end_comes_after_the_last_read() -> None:
+    rng = random.Random(9)
+    bench = Bench(TxDma(NicConfig(queues=1, flows=512)))
+    finals = random_finals(bench, 40, rng)
+    bench.memory.errors.clear()
+    for final in finals:
+        final.read_error = False
+    done: list = []
+    layout = TxFrameDone(bench.dut.config)
+    # Bus beats that have come back when the n-th end comes.
+    beats, total = [], 0
+    for final in finals:
+        if final.status == Status.OK:
+            total += (final.address % 64 + len(final.octets) + 63) // 64
+        beats.append(total)
+
+    def take(value: int) -> None:
+        assert bench.traffic.beats >= beats[len(done)]
+        done.append(data.Const(layout, value))
+
+    async def host(ctx):
+        while len(done) < len(finals):
+            await ctx.tick()
+        await bench.quiet(ctx)
+
+    put = final_background(bench, finals, [], always, always)[0]
+    watch = partial(bench._watch, stream=bench.dut.frames_done, go=always, take=take)
+    run(bench.dut, host, background=[*bench.background(60), put, watch])
+    check_finals(bench, finals, done)
+
+
+def test_hold_stops_final_frames_and_idle_covers_them() -> None:
+    rng = random.Random(10)
+    bench = Bench(TxDma(NicConfig(queues=1, flows=512)))
+    finals, done = [], []
+    for i in range(3 * FRAMES):
+        octets = bytes([255]) + bytes(199)
+        finals.append(Final(octets, bench.place(octets, None, rng), index=i))
+
+    async def host(ctx):
+        dut = bench.dut
+        while len(done) < 5:
+            await ctx.tick()
+        ctx.set(dut.hold, 1)
+        while not ctx.get(dut.idle):
+            await ctx.tick()
+        taken = len(done)
+        assert 5 <= taken == len(bench.packets) < len(finals)
+        for _ in range(60):
+            await ctx.tick()
+            assert ctx.get(dut.idle) and ctx.get(dut.busy) and not ctx.get(dut.frames.ready)
+        assert len(done) == taken
+        ctx.set(dut.hold, 0)
+        while len(done) < len(finals):
+            await ctx.tick()
+        await bench.quiet(ctx)
+
+    run(bench.dut, host, background=bench.background(20) + final_background(bench, finals, done, always, always))
+    check_finals(bench, finals, done)
+
+
+def test_no_more_than_64_final_frames_are_in_flight() -> None:
+    """With the ends not taken, frames are refused in the end and nothing is lost."""
+    rng = random.Random(11)
+    bench = Bench(TxDma(NicConfig(queues=1, flows=512)))
+    finals, done, accepted, stuck = [], [], [0], [True]
+    for i in range(120):
+        octets = bytes([255]) + bytes(63)
+        finals.append(Final(octets, bench.place(octets, 0, rng), index=i))
+
+    async def count(ctx):
+        async for _, _, valid, ready in ctx.tick().sample(bench.dut.frames.valid, bench.dut.frames.ready):
+            accepted[0] += valid & ready
+
+    async def host(ctx):
+        await ctx.tick().repeat(400)
+        # Notes in their FIFO and its register, ends in theirs.
+        assert FRAMES <= accepted[0] <= FRAMES + 20 and not ctx.get(bench.dut.idle)
+        stuck[0] = False
+        while len(done) < len(finals):
+            await ctx.tick()
+        await bench.quiet(ctx)
+
+    finals_too = final_background(bench, finals, done, always, lambda: not stuck[0])
+    run(bench.dut, host, background=[*bench.background(20), *finals_too, count])
+    check_finals(bench, finals, done)
 
 
 def test_converts() -> None:

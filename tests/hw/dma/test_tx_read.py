@@ -9,11 +9,11 @@ import pytest
 from amaranth import Value
 from amaranth.lib import data
 
-from acceltcp.abi.messages import TX_DESCRIPTOR, Status, TxOpcode
+from acceltcp.abi.messages import TX_DESCRIPTOR, Status, TxFlag, TxOpcode
 from hw.config import NicConfig
 from hw.dma.axi import ReadRequest
 from hw.dma.descriptors import Popped
-from hw.dma.tx_read import TxJob, TxRead
+from hw.dma.tx_read import TxFrame, TxJob, TxRead
 from tests.hw.simulate import always, collect, converts, feed, run, sometimes
 
 
@@ -93,6 +93,77 @@ def test_one_descriptor_per_cycle() -> None:
         for _ in range(50):
             _, _, valid = await ctx.tick().sample(dut.request.valid)
             assert valid
+
+    run(dut, bench)
+
+
+@pytest.mark.parametrize(
+    "change, status",
+    [
+        ({}, Status.OK),
+        ({"length": 54}, Status.OK),
+        ({"length": 53}, Status.BAD_LENGTH),
+        ({"length": 66, "timestamps": 1}, Status.OK),
+        ({"length": 65, "timestamps": 1}, Status.BAD_LENGTH),
+        ({"length": 9018}, Status.OK),
+        ({"length": 9019}, Status.BAD_LENGTH),
+        ({"l4_offset": 38}, Status.OK),
+        ({"l4_offset": 54}, Status.BAD_ARGUMENT),
+        ({"l4_offset": 36}, Status.BAD_ARGUMENT),
+        ({"l4_offset": 54, "ipv6": 1}, Status.OK),
+        ({"l4_offset": 58, "ipv6": 1}, Status.OK),
+        ({"l4_offset": 34, "ipv6": 1}, Status.BAD_ARGUMENT),
+        ({"port": 1}, Status.BAD_ARGUMENT),
+        ({"address": (1 << 64) - 100}, Status.OK),
+        ({"address": (1 << 64) - 99}, Status.BAD_ADDRESS),
+    ],
+)
+def test_checks_of_final_frames(change: dict[str, int], status: int) -> None:
+    config = NicConfig(flows=512)
+    dut = TxRead(config)
+    frame = {"address": 0x1234, "length": 100, "l4_offset": 34, "index": 7} | change
+    frame["patch"] = {"wanted": 1, "timestamps": frame.pop("timestamps", 0)}
+    value = TxFrame(config).const(frame).as_value().value
+
+    async def bench(ctx):
+        ctx.set(dut.room, 512)
+        ctx.set(dut.request.ready, 1)
+        await feed(ctx, dut.frames, [value])
+        (job,) = (data.Const(TxJob, v) for v in await collect(ctx, dut.jobs, 1))
+        assert (job.status, job.final, job.command, job.notify) == (status, 1, 0, 0)
+        if status == Status.OK:
+            ipv6 = frame.get("ipv6", 0)
+            assert (job.l4_offset, job.l3_offset) == (frame["l4_offset"], frame["l4_offset"] - (40 if ipv6 else 20))
+            assert job.flags == TxFlag.L4_CHECKSUM | (TxFlag.IPV6 if ipv6 else TxFlag.IPV4_CHECKSUM)
+            assert job.length == frame["length"]
+
+    async def no_request_of_a_bad_one(ctx):
+        async for _, _, valid in ctx.tick().sample(dut.request.valid):
+            assert status == Status.OK or not valid
+
+    run(dut, bench, background=[no_request_of_a_bad_one])
+
+
+def test_frames_and_descriptors_alternate_without_a_gap() -> None:
+    config = NicConfig(flows=512)
+    dut = TxRead(config)
+    descriptor = TX_DESCRIPTOR.to_int(address=4096, length=60, opcode=TxOpcode.SEND)
+    frame = {"address": 8192, "length": 60, "l4_offset": 34}
+
+    async def bench(ctx):
+        ctx.set(dut.room, 512)
+        ctx.set(Value.cast(dut.popped.payload), Popped.const({"ok": 1, "descriptor": descriptor}).as_value().value)
+        ctx.set(Value.cast(dut.frames.payload), TxFrame(config).const(frame).as_value().value)
+        for stream, value in ((dut.popped, "valid"), (dut.frames, "valid"), (dut.request, "ready"), (dut.jobs, "ready")):
+            ctx.set(getattr(stream, value), 1)
+        await ctx.tick().until(dut.request.valid)
+        addresses = []
+        for _ in range(40):
+            _, _, valid, address = await ctx.tick().sample(dut.request.valid, dut.request.p.address)
+            assert valid
+            addresses.append(address)
+        assert set(addresses[::2]) | set(addresses[1::2]) == {4096, 8192}
+        assert len(set(addresses[::2])) == 1 and len(set(addresses[1::2])) == 1
 
     run(dut, bench)
 
