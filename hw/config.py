@@ -30,16 +30,30 @@ class TableSizes:
     Two banks of `ways` memories each; a key may lie in one row of either bank. With nine ways
     the table has 1/8 more slots than there are flows, so that it is never fuller than 89 %.
     A slot of 144 bits is two words of Ultra RAM.
+
+    index_bits: width of an entry's index.
+    stash: entries of the stash; one of them is kept free for moves.
+    ways: memories per bank, 1 to 16.
+    row_bits: width of a row's number; a bank has 2^row_bits rows. None: index_bits - 4.
     """
 
     index_bits: int
     stash: int = 16
     ways: int = 9
+    row_bits: int | None = None
 
-    @property
-    def row_bits(self):
-        """Width of a row's number; a bank has 2^row_bits rows."""
-        return self.index_bits - 4
+    def __post_init__(self):
+        if self.row_bits is None:
+            object.__setattr__(self, "row_bits", self.index_bits - 4)
+        for name, low, high in (("index_bits", 1, 24), ("stash", 2, 32), ("ways", 1, 16), ("row_bits", 1, 20)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
+        if self.slots + self.stash >= 2 << self.index_bits:
+            raise ValueError(
+                f"slots and stash must be fewer than {2 << self.index_bits} with index_bits={self.index_bits}, "
+                f"not {self.slots} and {self.stash}"
+            )
 
     @property
     def slots(self):

@@ -129,13 +129,10 @@ class FlowOutputs(wiring.Component):
             self.updated.eq(valid & (kind == OpKind.UPDATE)),
             self.update_found.eq(act.found),
         ]
-        peer_fin = Signal()
         rcv_nxt = Signal(32)
-        m.d.comb += [
-            # In LINGER nobody asks any more.
-            peer_fin.eq((state.state == State.CLOSING) | (state.state == State.LAST_ACK) | (state.state == State.TIME_WAIT)),
-            rcv_nxt.eq(state.rcv_base + peer_fin),
-        ]
+        # Without the peer's FIN: in the first two states, and where its data have ended the flow.
+        no_fin = (state.state == State.FIN_WAIT_1) | (state.state == State.FIN_WAIT_2) | (act.reply == Action.RST)
+        m.d.comb += rcv_nxt.eq(state.rcv_base + Mux(no_fin, 0, 1))
         self._reply(m, valid, op, state, act, rcv_nxt)
         self._queues(m, valid, index, state, act, rcv_nxt)
         self._count(m, valid, act)
@@ -151,7 +148,7 @@ class FlowOutputs(wiring.Component):
         reply = Signal(Reply, reset_less=True)
         sent = Signal()
         stray_end = Signal(32)
-        m.d.comb += stray_end.eq(op.end + op.fin)
+        m.d.comb += stray_end.eq(op.end + op.fin + op.syn)
         m.d.sync += [sent.eq(valid & (act.reply != Action.NONE)), reply.eq(delay.o)]
         with m.If(act.reply != Action.SYN_ACK):
             m.d.sync += [
@@ -159,7 +156,7 @@ class FlowOutputs(wiring.Component):
                 reply.seq.eq(Mux(act.stray, op.ack, state.snd_end)),
                 reply.ack.eq(Mux(act.stray, stray_end, rcv_nxt)),
                 reply.window.eq(self.window),
-                reply.timestamps.eq(state.timestamps & ~act.stray),
+                reply.timestamps.eq(state.timestamps),
                 reply.tsval.eq(self.ts_clock),
                 reply.tsecr.eq(state.ts_recent),
                 reply.ecn.eq(0),

@@ -101,24 +101,27 @@ class _Facts(data.Struct):
 
     exact0: 1  # SEG.SEQ = rcv_nxt
     exact1: 1
-    window0: 1  # 0 <= SEG.SEQ - rcv_nxt < 65536
+    window0: 1  # 0 <= SEG.SEQ - rcv_nxt < 65535
     window1: 1
     before0: 1
     before1: 1
     old0: 1  # wholly before rcv_nxt
     old1: 1
+    near0: 1  # 1 to 65535 before rcv_nxt
+    near1: 1
     keep0: 1  # keep-alive
     keep1: 1
     news: 1  # payload beyond rcv_base
     fin_here: 1
     after: 1  # SEG.SEQ after rcv_base + 1
-    future: 1  # SEG.ACK > snd_end
-    near: 1  # 0 <= snd_end - SEG.ACK < 2^18
+    forbidden: 1  # SEG.ACK beyond snd_end or very old (rule 7)
+    close: 1  # 0 <= snd_end - SEG.ACK < 2^18
     rem: FINAL_BITS
     rem_zero: 1
     window: WINDOW_BITS
     same_flow: 1
     rto_deadline: TIME_BITS
+    half_limit: 4
     backoff_deadline: TIME_BITS
     last_try: 1
 
@@ -180,27 +183,30 @@ class FlowRules(wiring.Component):
         m.d.sync += [
             facts.exact0.eq(d == 0),
             facts.exact1.eq(d == 1),
-            facts.window0.eq(d[16:] == 0),
-            facts.window1.eq((d[16:] == 0) & (d != 0) | (d == 0x10000)),
+            facts.window0.eq((d[16:] == 0) & ~d[:16].all()),
+            facts.window1.eq((d[16:] == 0) & (d != 0)),
             facts.before0.eq(d[31]),
             facts.before1.eq(d[31] | (d == 0)),
             # Its last sequence number, e + FIN - 1, lies before rcv_nxt.
             facts.old0.eq(Mux(length, e[31] | (e == 0) & ~op.fin, d[31])),
             facts.old1.eq(Mux(length, e[31] | (e == 0) | (e == 1) & ~op.fin, d[31] | (d == 0))),
+            facts.near0.eq(d[16:].all() & (d[:16] != 0)),
+            facts.near1.eq((d == 0) | d[16:].all() & (d[1:16] != 0)),
             facts.keep0.eq(d.all() & ~length),
             facts.keep1.eq((d == 0) & ~length),
             facts.news.eq(~op.empty & ~e[31] & (e != 0)),
             facts.fin_here.eq(op.fin & (e == 0)),
             facts.after.eq(~d[31] & (d[1:] != 0)),
-            facts.future.eq(rem[31]),
-            facts.near.eq(rem[FINAL_BITS:] == 0),
+            facts.forbidden.eq(rem[31] | ((rem[FINAL_BITS:31] >> state.wscale) != 0)),
+            facts.close.eq(rem[FINAL_BITS:] == 0),
             facts.rem.eq(rem),
             facts.rem_zero.eq(rem == 0),
             facts.window.eq(Mux(update, op.window, window)),
             facts.same_flow.eq(op.snd_end == state.snd_end),
             facts.rto_deadline.eq(self.now + state.rto),
             facts.backoff_deadline.eq(self.now + Mux(late, self.max_rto, backoff)),
-            facts.last_try.eq(state.retries == state.retry_limit),
+            facts.half_limit.eq(state.retry_limit >> 1),
+            facts.last_try.eq(state.retries >= state.retry_limit),
         ]
 
     def _update(self, m, p):
@@ -225,7 +231,7 @@ class FlowRules(wiring.Component):
         def by_fin(name):
             return named(Mux(f, p[f"{name}1"], p[f"{name}0"]), name)
 
-        exact, inside, before, old, keep = (by_fin(name) for name in ("exact", "window", "before", "old", "keep"))
+        exact, inside, before, old, near, keep = (by_fin(name) for name in ("exact", "window", "before", "old", "near", "keep"))
         beyond = named(~before & ~inside, "beyond")
         ts_age = named(op.tsval - s.ts_recent, "ts_age", 32)
         older = named(ts_age[31], "older")
@@ -243,10 +249,12 @@ class FlowRules(wiring.Component):
         paws = named(s.timestamps & older, "paws")
         believed = named(here & timed & ~paws & ~op.syn & op.has_ack, "believed")
         acceptable = named(believed & ~beyond & ~old, "acceptable")
-        usable = named(acceptable & ~p.future, "usable")
+        usable = named(acceptable & ~p.forbidden, "usable")
+        # An old segment's acknowledgment counts too, if it comes from close by.
+        heard = named(((acceptable | believed & old & near) & ~p.forbidden) | update & ~op.abort & ~p.forbidden, "heard")
 
         # Rules 8, 9, 11: acknowledgment and window.
-        take = named((believed | update & ~op.abort) & ~p.future & p.near, "take")
+        take = named(heard & p.close, "take")
         smaller = named(p.rem < s.unacked, "smaller")
         equal = named(p.rem == s.unacked, "equal")
         new = named(take & smaller, "new_ack")
@@ -254,40 +262,45 @@ class FlowRules(wiring.Component):
         unacked = named(Mux(new, p.rem, s.unacked), "unacked", FINAL_BITS)
         complete = named((new & p.rem_zero) | (s.unacked == 0), "complete")
         window = named(Mux(new | same, p.window, s.window), "window", WINDOW_BITS)
-        opened = named((new | same) & (s.window == 0) & (p.window != 0) & ~complete, "opened")
+        was_shut = named((new | same) & (s.window == 0), "was_shut")
+        opened = named(was_shut & (p.window != 0) & ~complete, "opened")
         duplicate = named(
-            acceptable & same & ~length & (p.window == s.window) & (s.unacked != 0), "duplicate"
+            packet & same & ~length & (p.window == s.window) & (p.window != 0) & (s.unacked != 0), "duplicate"
         )
         third = named(duplicate & (s.duplicates == 2), "third")
-        partial = named(new & ~complete & (s.retransmissions != 0), "partial")
+        recovering = named((s.retries != 0) | (s.duplicates == 3), "recovering")
+        partial = named(new & ~complete & recovering, "partial")
 
         # Rules 12 to 14: the peer's data and FIN.
         news = named(usable & ~f & p.news, "news")
         data_end = named(news & complete, "data_end")
         fin = named((usable & ~f & p.fin_here) | (update & ~op.abort & op.fin & ~f), "fin")
-        answer = named(believed & old & (length | keep) | fin & packet, "answer")
+        answer = named(believed & (old & (length | keep) | beyond & length) | fin & packet, "answer")
         challenge = named(
-            (reset_near | here & timed & (paws | op.syn) | acceptable & p.future | believed & beyond & length)
-            & may_challenge,
-            "challenge",
+            (reset_near | here & timed & (paws | op.syn) | acceptable & p.forbidden) & may_challenge, "challenge"
         )
 
         # TIME_WAIT and LINGER.
         over = named(packet & (waiting | linger) & ~op.bad, "over")
-        fresh_syn = named(op.syn & ~op.has_ack & ~op.rst & ~op.fin, "fresh_syn")
+        # RFC 6191 section 2; a listener answers SYNs without ACK only.
         newer = named(
-            Mux(op.timestamps & s.timestamps, ~older & (ts_age != 0), p.after), "newer"
+            Mux(op.timestamps, ~s.timestamps | ~older & ((ts_age != 0) | p.after), p.after), "newer"
         )
-        reuse_wanted = named(over & fresh_syn & op.answer & newer, "reuse_wanted")
-        reuse = named(reuse_wanted & ~owed & ~s.sending & op.delete_room, "reuse")
+        reuse_wanted = named(over & op.answer & newer & ~owed & ~s.sending, "reuse_wanted")
+        reuse = named(reuse_wanted & op.delete_room, "reuse")
         quiet = named(over & waiting & timed & ~op.syn & op.has_ack, "quiet")
         again = named(quiet & ~paws & op.fin, "again")
         wait_challenge = named(
-            (over & waiting & fresh_syn & ~reuse_wanted | quiet & (paws | ~op.fin & (~op.empty | beyond | before)))
+            (
+                over & waiting & op.syn & ~op.rst & ~reuse_wanted
+                | quiet & (paws | ~op.fin & (~op.empty | ~p.window1))
+            )
             & may_challenge,
             "wait_challenge",
         )
-        stray = named(over & linger & s.window[STRAYS] & ~op.rst & ~op.syn & op.has_ack, "stray")
+        stray = named(
+            over & linger & s.window[STRAYS] & ~op.rst & op.has_ack, "stray"
+        )
 
         # Timers.
         sweep = named(kind == OpKind.SWEEP, "sweep")
@@ -305,9 +318,9 @@ class FlowRules(wiring.Component):
 
         # Where it ends.
         to_wait = named((complete & (closing | fw1 & fin)) | (fw2 & fin), "to_wait")
-        closed = named(complete & last_ack & (take | (s.unacked == 0)) & (believed | update), "closed")
+        closed = named(complete & last_ack, "closed")
         broken = named(reset | data_end | give_up | fin_late | fault | aborted, "broken")
-        moved = named(believed | update & ~op.abort, "moved")
+        moved = named(heard | fin, "moved")
         ends_well = named(moved & ~data_end & (to_wait | closed), "ends_well")
         status = Signal(STATUS_BITS)
         m.d.comb += status.eq(Status.OK)
@@ -327,12 +340,14 @@ class FlowRules(wiring.Component):
         with m.If(new | same):
             m.d.comb += [n.unacked.eq(unacked), n.window.eq(window)]
         with m.If(new):
-            m.d.comb += [n.retries.eq(0), n.duplicates.eq(0), n.deadline.eq(p.rto_deadline)]
+            m.d.comb += [n.retries.eq(0), n.duplicates.eq(Mux(partial, 3, 0)), n.deadline.eq(p.rto_deadline)]
             with m.If(s.rtt_state == RttState.TIMING):
                 sample = (self.now[: len(s.rtt)] - s.rtt)[: len(s.rtt)]
                 m.d.comb += [n.rtt.eq(Mux(sample == 0, 1, sample)), n.rtt_state.eq(RttState.SAMPLE)]
-        with m.If((new | same) & (p.window == 0)):
-            m.d.comb += n.retries.eq(0)
+        with m.If(opened):
+            m.d.comb += [n.retries.eq(0), n.deadline.eq(p.rto_deadline)]
+        with m.Elif(was_shut & ~new & (p.window == 0) & (s.retries > p.half_limit)):
+            m.d.comb += n.retries.eq(p.half_limit)
         with m.If(duplicate & (s.duplicates != 3) & (~third | job)):
             m.d.comb += n.duplicates.eq(s.duplicates + 1)
         with m.If(s.timestamps & ~older & (usable & (before | exact) | update & ~op.abort)):
@@ -341,7 +356,6 @@ class FlowRules(wiring.Component):
             m.d.comb += [
                 n.retries.eq(Mux(s.retries == 15, 15, s.retries + 1)),
                 n.deadline.eq(p.backoff_deadline),
-                n.duplicates.eq(0),
             ]
         with m.If(job):
             m.d.comb += [

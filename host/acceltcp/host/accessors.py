@@ -102,6 +102,7 @@ class Registers:
     TIME: BlockAccess
     SECRET: BlockAccess
     PORT: _BlockArray
+    FLOWS: BlockAccess
     QUEUE: _BlockArray
 
     def __init__(self, transport: Transport) -> None:

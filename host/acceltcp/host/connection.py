@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .tcp_connection import TcpConnection
 
 if TYPE_CHECKING:
+    from .flows import Flow
     from .stack import Nic
 
 __all__ = ["Connection"]
@@ -31,6 +32,9 @@ class Connection:
         self._closed = asyncio.Event()
         self._error: OSError | None = None
         self.opened = True
+        self.flow: Flow | None = None
+        """What became of the connection in the NIC, once that had taken it over to close it: `flow.end`
+        has round-trip time, retransmissions and status."""
         tcp.events = self
 
     # -- what the TCP tells ----------------------------------------------------------------
@@ -41,6 +45,12 @@ class Connection:
     def writable(self) -> None:
         if self._writers and self._tcp.unsent_or_unacked <= self._high_water:
             _wake(self._writers)
+
+    def handed_over(self, flow: Flow) -> None:
+        self.flow = flow
+        _wake(self._readers)
+        _wake(self._writers)
+        self._nic.connection_closed(self)
 
     def closed(self, error: OSError | None) -> None:
         self._error = error
@@ -212,7 +222,8 @@ class Connection:
         self._nic.schedule_flush()
 
     def close(self) -> None:
-        """End our data and read no more. What was written is still delivered."""
+        """End our data and read no more. What was written is still delivered: by the NIC, as soon as
+        what is left is little enough, if the listener's `teardown` is on."""
         self._tcp.close()
         self._nic.schedule_flush()
         _wake(self._readers)
@@ -242,7 +253,8 @@ class Connection:
 
     def __repr__(self) -> str:
         address, port = self.peername
-        return f"<Connection from {address} port {port}: {self._tcp.state.value}>"
+        state = self._tcp.state.value if self.flow is None else f"{self.flow.phase.value} by the NIC"
+        return f"<Connection from {address} port {port}: {state}>"
 
 
 def _wake(waiting: list[asyncio.Future[None]]) -> None:

@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from acceltcp.abi.messages import FLOW_RECORD
 from acceltcp.abi.registers import (
     ABI_MAJOR,
     ABI_MINOR,
     COUNTER_BASE,
     COUNTERS,
     MAGIC,
+    TIMER_TICKS,
     Feature,
     map_hash,
 )
 
-from .accessors import Registers
+from .accessors import BlockAccess, Registers
 from .dma import DmaAllocator
 from .errors import AbiMismatchError, DeviceError, DeviceTimeoutError
 from .transport import Transport, open_transport
@@ -83,6 +85,8 @@ class Device:
         self.registers = Registers(transport)
         self.memory = DmaAllocator(transport.map_memory)
         self.identity = self._identify()
+        self.on_reset: list[Callable[[], None]] = []
+        """Called after every reset: nothing reads or writes host memory any more, and all is forgotten."""
         if reset:
             self.reset()
 
@@ -162,6 +166,8 @@ class Device:
         """Soft reset: every queue, listener, counter and secret is gone afterwards."""
         self.registers.CONTROL.reset.write(reset=1)
         self._wait("resetting", "finish its reset")
+        for hear in list(self.on_reset):
+            hear()
 
     def enable(self, on: bool = True) -> None:
         """Receive from the wire, or no longer."""
@@ -191,15 +197,59 @@ class Device:
 
     def set_secret(self, secret: bytes | None = None, *, now: bool = True) -> None:
         """Cookie secret of 16 bytes; a fresh random one if none is given. It is kept nowhere."""
-        key = os.urandom(16) if secret is None else secret
-        if len(key) != 16:
-            raise ValueError(f"a secret has 16 bytes, not {len(key)}")
         block = self.registers.SECRET
-        for register, word in zip(
-            (block.word0, block.word1, block.word2, block.word3), struct.unpack("<4I", key), strict=True
-        ):
-            register.set(word)
+        _write_secret(block, secret)
         block.commit.write(now=int(now))
+
+    # -- flows -------------------------------------------------------------------------
+
+    def prepare_flows(
+        self, *, time_wait: float, fin_wait_2: float, linger: float, max_rto: float, secret: bytes | None = None
+    ) -> None:
+        """Make the NIC ready to close connections; it can be done once after a reset.
+
+        Times in seconds, longest 2^19 timer steps. secret: 16 bytes; fresh random ones if none are
+        given. They are kept nowhere. Raises `DeviceError` when the build cannot do it, `DeviceTimeoutError`
+        when its tables are not ready in time.
+        """
+        self.require(Feature.TEARDOWN)
+        block = self.registers.FLOWS
+        if block.status.read()["secret_valid"]:
+            raise DeviceError(f"{self.transport.description} has its secret for flows already: reset it first.")
+        _write_secret(block, secret)
+        block.commit.write(commit=1)
+        for name, seconds in (
+            ("time_wait", time_wait), ("fin_wait_2", fin_wait_2), ("linger", linger), ("max_rto", max_rto)
+        ):  # fmt: skip
+            if seconds < 0:
+                raise ValueError(f"{name} must not be negative, not {seconds!r}")
+            getattr(block, name).write(steps=min(round(seconds / self.flow_step_s()), (1 << 19) - 1))
+        deadline = time.monotonic() + WATCHDOG_S
+        while not block.status.read()["ready"]:
+            if time.monotonic() > deadline:
+                raise DeviceTimeoutError(
+                    f"{self.transport.description} did not clear its tables of flows within {WATCHDOG_S:g} s."
+                )
+            time.sleep(0.0005)
+
+    def flow_step_s(self) -> float:
+        """Seconds per timer step of a flow."""
+        return TIMER_TICKS * self.identity.tick_us * 1e-6
+
+    def find_flow(self, index: int) -> tuple[int, dict[str, int]] | None:
+        """The first flow in use at or after `index`, and its `FLOW_RECORD`; None when there is none."""
+        if not 0 <= index < max(self.identity.flows, 1):
+            raise ValueError(f"index must be below {self.identity.flows}, not {index!r}")
+        block = self.registers.FLOWS
+        block.find.set(index)
+        deadline = time.monotonic() + WATCHDOG_S
+        while (found := block.found.read())["busy"]:
+            if time.monotonic() > deadline:
+                raise DeviceTimeoutError(f"{self.transport.description} did not find a flow within {WATCHDOG_S:g} s.")
+        if not found["found"]:
+            return None
+        words = [getattr(block, f"record{number}").get() for number in range(FLOW_RECORD.size // 4)]
+        return found["index"], FLOW_RECORD.unpack(struct.pack(f"<{len(words)}I", *words))
 
     # -- readings ----------------------------------------------------------------------
 
@@ -220,3 +270,11 @@ class Device:
             counter.name: read(COUNTER_BASE + 8 * i) | read(COUNTER_BASE + 8 * i + 4) << 32
             for i, counter in enumerate(COUNTERS)
         }
+
+
+def _write_secret(block: BlockAccess, secret: bytes | None) -> None:
+    key = os.urandom(16) if secret is None else secret
+    if len(key) != 16:
+        raise ValueError(f"a secret has 16 bytes, not {len(key)}")
+    for number, word in enumerate(struct.unpack("<4I", key)):
+        getattr(block, f"word{number}").set(word)

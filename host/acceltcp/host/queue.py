@@ -89,6 +89,8 @@ _EV_INDEX = EVENT_PACKING["index"].item
 _EV_TAG = EVENT_PACKING["tag"].item
 _EV_VALUE = EVENT_PACKING["value"].item
 _EV_OVERFLOW = EVENT_PACKING["overflow"]
+_EV_RTT = EVENT_PACKING["rtt"]
+_EV_RETRANSMISSIONS = EVENT_PACKING["retransmissions"]
 _TX_PORT_SHIFT = TX_DESCRIPTOR.positions["port"][0] - TX_DESCRIPTOR.positions["flags"][0]
 _OPCODE_AND_TAG = struct.Struct("<B3xI")
 assert (COMMAND.byte_offset("opcode"), COMMAND.byte_offset("tag")) == (0, 4)
@@ -166,6 +168,9 @@ class Queue:
         self._arm_address = self._regs.arm.address
         self.on_space: Callable[[], None] | None = None
         """Called in `poll` when slots have become free after `reserve` had none to give."""
+        self.on_flow_done: Callable[[int, Status, int, int], None] | None = None
+        """Called in `poll` when the NIC has ended a flow: index, status, RTT in timer steps (0: none),
+        retransmissions."""
         self._starved = False
         self._start(interval)
 
@@ -226,6 +231,8 @@ class Queue:
             if length:
                 try:
                     handle(views[tag][:length], items)
+                except DeviceError:
+                    raise
                 except Exception:
                     log.exception("%s: a packet could not be handled", self._name)
             else:
@@ -247,7 +254,12 @@ class Queue:
         while taken := self.events.take(256):
             total += len(taken)
             for items in taken:
-                self._event(items)
+                try:
+                    self._event(items)
+                except DeviceError:
+                    raise
+                except Exception:
+                    log.exception("%s: an event could not be handled", self._name)
             self.events.acknowledge()
         if self._starved and self.tx.space:
             self._starved = False
@@ -266,6 +278,11 @@ class Queue:
             waiting = self._waiting.pop(items[_EV_TAG], None)
             if waiting is not None:
                 waiting(CommandResult(_status(items[_EV_STATUS]), items[_EV_VALUE]))
+        elif kind == EventType.FLOW_DONE:
+            if self.on_flow_done is not None:
+                self.on_flow_done(
+                    items[_EV_VALUE], _status(items[_EV_STATUS]), _EV_RTT.of(items), _EV_RETRANSMISSIONS.of(items)
+                )
         elif kind == EventType.TX_ERROR:
             self.stats.tx_errors += 1
             log.warning(
@@ -328,10 +345,16 @@ class Queue:
 
     # -- commands ----------------------------------------------------------------------
 
-    def post_command(self, command: bytes, done: Callable[[CommandResult], None]) -> int:
+    @property
+    def has_room(self) -> bool:
+        """Whether something can be sent now; if not, `on_space` will be called."""
+        return self.reserve() is not None
+
+    def post_command(self, command: bytes, done: Callable[[CommandResult], None], *, ring: bool = True) -> int:
         """Put a command (`COMMAND.size` bytes, tag ignored) in the ring; its tag.
 
-        `done` is called from `poll` with the result. Raises `DeviceError` when the ring is full.
+        `done` is called from `poll` with the result. ring: tell the device at once; else the next
+        `flush` does. Raises `DeviceError` when the ring is full.
         """
         if len(command) != COMMAND.size:
             raise ValueError(f"a command has {COMMAND.size} bytes, not {len(command)}")
@@ -342,11 +365,12 @@ class Queue:
         self._next_tag = tag % 0xFFFFFFFF + 1
         slot[: COMMAND.size] = command
         _OPCODE_AND_TAG.pack_into(slot, 0, command[0], tag)
-        ring = self.tx
-        ring.push(self._tx_addresses[ring.tail & self._tx_mask], COMMAND.size, 0, 0, 0, TxOpcode.COMMAND, 0)
+        address = self._tx_addresses[self.tx.tail & self._tx_mask]
+        self.tx.push(address, COMMAND.size, 0, 0, 0, TxOpcode.COMMAND, 0)
         self._waiting[tag] = done
         self.stats.commands += 1
-        self.flush()
+        if ring:
+            self.flush()
         return tag
 
     def forget_command(self, tag: int) -> None:

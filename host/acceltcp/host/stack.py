@@ -26,6 +26,10 @@ from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX
 from .connection import Connection
 from .device import WATCHDOG_S, Device, format_mac, parse_mac, random_mac
 from .errors import CommandRefusedError, DeviceError
+from .flow_table import FLOWS_SHOWN, flow_table
+from .flows import FLOW_STATS, Flow, Flows
+from .frames import FRAME_MEMORY_BYTES, FramePool
+from .handover import HandOver
 from .net import Addresses, Responder
 from .queue import CommandResult, Queue
 from .rings import RX_PACKING
@@ -39,6 +43,8 @@ Handler = Callable[[Connection], Awaitable[None]]
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _BATCH = 64
+_ABORT_S = 1.0
+"""How long the NIC may take to let go of the flows that `close` aborts."""
 _LINK_OVERHEAD = 22
 """Ethernet header and VLAN tags around a packet of MTU size."""
 _TCP_I, _TCP_S, _TCP_M = RX_PACKING["tcp"]
@@ -221,7 +227,8 @@ class Nic:
 
     addresses: what we are called, like "10.0.0.2/24" or "fd00::2/64". mac: our MAC address,
     or one that follows from the device's name. queue: sizes for `Queue`. poll: look for work
-    without pause instead of waiting for interrupts.
+    without pause instead of waiting for interrupts. teardown: have the NIC close connections, if it
+    can, where `listen` does not say otherwise. frame_memory: bytes for their last frames at most.
     """
 
     def __init__(
@@ -237,6 +244,8 @@ class Nic:
         announce: bool = True,
         promiscuous: bool = False,
         linger: float = 2.0,
+        teardown: bool = True,
+        frame_memory: int = FRAME_MEMORY_BYTES,
     ) -> None:
         if not 1280 <= mtu <= 65535 - _LINK_OVERHEAD:
             raise ValueError(f"mtu must be from 1280 to {65535 - _LINK_OVERHEAD}, not {mtu!r}")
@@ -251,6 +260,11 @@ class Nic:
         self._announce = announce
         self._promiscuous = promiscuous
         self._linger = linger
+        self._teardown = teardown
+        self._frame_memory = frame_memory
+        self.flows: Flows | None = None
+        """Connections that the NIC closes; None when this build of it cannot."""
+        self._table_lock = asyncio.Lock()
         self.responder = Responder(self.addresses)
         self.servers: set[Server] = set()
         self._connections: set[Connection] = set()
@@ -312,8 +326,16 @@ class Nic:
         self.queue = Queue(device, 0, **{"buffer_size": max(2048, frame), **self._queue_options})
         self.queue.on_space = self._space
         self.endpoint = TcpEndpoint(
-            self.queue, self.addresses, self._settings, now=time.monotonic(), ts_step=device.timestamp_step_s()
+            self.queue,
+            self.addresses,
+            self._settings,
+            now=time.monotonic(),
+            ts_clock=device.timestamp_clock,
+            ts_step=device.timestamp_step_s(),
         )
+        if Feature.TEARDOWN in device.identity.features:
+            self._prepare_flows()
+        device.on_reset.append(self._was_reset)
         if not self._poll:
             self._eventfd = device.transport.enable_interrupts(1)[0]
             self._loop.add_reader(self._eventfd, self._interrupt)
@@ -325,6 +347,18 @@ class Nic:
             for frame_bytes in self.responder.announcements():
                 self.queue.send(frame_bytes)
             self.queue.flush()
+
+    def _prepare_flows(self) -> None:
+        settings = self._settings
+        self.device.prepare_flows(
+            time_wait=settings.time_wait,
+            fin_wait_2=settings.fin_wait_2,
+            linger=settings.linger,
+            max_rto=settings.max_rto,
+        )
+        pool = FramePool(self.device.memory, self._mtu + _LINK_OVERHEAD, limit=self._frame_memory)
+        self.flows = Flows(self.queue, pool, step=self.device.flow_step_s(), mtu=self._mtu)
+        self.endpoint.hand_over = HandOver(self.endpoint, self.flows)
 
     async def close(self) -> None:
         """Close servers, let connections that are closing finish for a moment, reset the others."""
@@ -342,7 +376,12 @@ class Nic:
                 if self._error is None:
                     self.device.enable(False)
                     self.queue.drain()
+                    if self._open_flows:
+                        self.device.reset()  # the only way left to have our memory back
                     self.queue.stop()
+                    if self.flows is not None:
+                        self.flows.pool.close()
+            self.device.on_reset.remove(self._was_reset)
             self.device.close()
 
     async def _wind_down(self) -> None:
@@ -350,12 +389,21 @@ class Nic:
             if not connection.is_closing():
                 connection.abort()
         deadline = time.monotonic() + self._linger
-        while self._connections and time.monotonic() < deadline and self._error is None:
+        while (self._connections or self._open_flows) and time.monotonic() < deadline and self._error is None:
             await asyncio.sleep(0.01)
         for connection in list(self._connections):
             connection.abort()
+        if self.endpoint.hand_over is not None:
+            self.endpoint.hand_over.abort_all()
         self._flush()
         await asyncio.sleep(0)
+        deadline = time.monotonic() + _ABORT_S
+        while self._open_flows and time.monotonic() < deadline and self._error is None:
+            await asyncio.sleep(0.002)
+
+    @property
+    def _open_flows(self) -> int:
+        return self.flows.open if self.flows is not None else 0
 
     def _stop_loop(self) -> None:
         if self._eventfd >= 0:
@@ -389,6 +437,8 @@ class Nic:
             connection.tcp.closed = True
             connection.tcp.error = gone
             connection.closed(gone)
+        if self.flows is not None:
+            self.flows.fail(gone)
         if not self._lost.done():
             self._lost.set_exception(error)
             self._lost.exception()  # retrieved: nobody has to wait for it
@@ -415,6 +465,9 @@ class Nic:
             self.device.transport.check()
         except DeviceError as error:
             self._fail(error)
+
+    def _was_reset(self) -> None:
+        self._fail(DeviceError(f"{self.device.transport.description} was reset while in use."))
 
     def _interrupt(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -545,17 +598,21 @@ class Nic:
         mss: int | None = None,
         window: int = 65535,
         wscale: int = 7,
+        teardown: bool | None = None,
     ) -> Server:
         """Have the NIC answer SYNs to `port`, and run `handler(connection)` for each connection.
 
         host: one of our addresses; None is all of them, "0.0.0.0" or "::" any at all.
         defer_accept: take a connection only when its first data come. mss: what the NIC offers
         (default: what fits the MTU). window, wscale: the first window, and our window shift.
+        teardown: the NIC closes the connections (default: as for the `Nic`).
 
         Raises `OSError` with EADDRINUSE when there is such a listener, ENOBUFS when the NIC's
         table is full; `ValueError` for a bad argument.
         """
         self.device.require(Feature.SETUP)
+        if teardown:
+            self.device.require(Feature.TEARDOWN)
         for name, value, low, high in (
             ("port", port, 1, 65535),
             ("backlog", backlog, 1, 1 << 20),
@@ -578,7 +635,9 @@ class Nic:
                     result = await self.command(command)
                 except CommandRefusedError as error:
                     raise _listen_error(error, address, port) from None
-                self.endpoint.listeners[result.value] = Listener(server._accept, window, wscale)
+                self.endpoint.listeners[result.value] = Listener(
+                    server._accept, window, wscale, self._teardown if teardown is None else teardown
+                )
                 server._entries[result.value] = command
                 server.addresses.append(address)
         except BaseException:
@@ -615,6 +674,7 @@ class Nic:
             "counters": self.device.counters(),
             "queue": self.queue.stats.as_dict(),
             "tcp": {**self.endpoint.stats, "open": len(self.endpoint.connections)},
+            "flows": self.flows.stats() if self.flows is not None else dict.fromkeys(FLOW_STATS, 0),
             "answers": dict(self.responder.stats),
             "listeners": {
                 f"{address}:{server.port}": {
@@ -627,6 +687,17 @@ class Nic:
                 for address in server.addresses[:1]
             },
         }
+
+    async def flow_table(self, limit: int = FLOWS_SHOWN) -> dict[str, Any]:
+        """What the NIC's connection table holds; see `flow_table.flow_table`."""
+        async with self._table_lock:
+            return await flow_table(self.device, self._known_flows(), limit)
+
+    def _known_flows(self) -> dict[int, Flow]:
+        """By index: flows whose addresses we know, those that have ended lately too."""
+        if self.flows is None or self.endpoint.hand_over is None:
+            return {}
+        return {**self.endpoint.hand_over.ended_flows(), **self.flows.held}
 
 
 def _listen_error(error: CommandRefusedError, address: IPAddress, port: int) -> Exception:

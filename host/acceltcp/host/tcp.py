@@ -13,27 +13,17 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from acceltcp.abi.cookie import WSCALE_NONE
 from acceltcp.abi.messages import ChecksumState, Verdict
 
+from .handover import HandOver, Record
 from .rings import RX_PACKING
-from .tcp_connection import (
-    ACK,
-    FIN,
-    HALF,
-    MASK,
-    RST,
-    SYN,
-    Peer,
-    Segment,
-    State,
-    TcpConnection,
-    TcpSettings,
-)
+from .segment import ACK, FIN, HALF, MASK, RST, SYN, Closed, Peer, Segment, supersedes
+from .tcp_connection import State, TcpConnection, TcpSettings
 
 __all__ = ["Link", "Listener", "State", "TcpConnection", "TcpEndpoint", "TcpSettings"]
 
@@ -65,18 +55,19 @@ class Listener:
     """What the endpoint needs to know of an entry of the NIC's listen table.
 
     accept: called with each new connection; says whether it is wanted. When it is not, the
-    segment is dropped and the client will try again.
+    segment is dropped and the client will try again. teardown: the NIC may close them, if it can.
     """
 
     accept: Callable[[TcpConnection], bool]
     window: int = 65535
     wscale: int = 7
+    teardown: bool = True
 
 
 @dataclass
 class _Ended:
     until: float
-    connection: TcpConnection
+    connection: Closed
 
 
 @dataclass
@@ -93,7 +84,8 @@ class _Unknown:
 class TcpEndpoint:
     """All connections of one host on one link.
 
-    addresses: our addresses, packed. ts_step: seconds per step of the NIC's timestamp clock.
+    addresses: our addresses, packed. ts_clock: reads the NIC's timestamp clock. ts_step: seconds per
+    step of it.
     """
 
     def __init__(
@@ -103,6 +95,7 @@ class TcpEndpoint:
         settings: TcpSettings | None = None,
         *,
         now: float,
+        ts_clock: Callable[[], int],
         ts_step: float = 0.001,
     ) -> None:
         self.link = link
@@ -110,6 +103,10 @@ class TcpEndpoint:
         self.settings = settings or TcpSettings()
         self.now = now
         self.ts_step = ts_step
+        self._read_clock = ts_clock
+        self._clock, self._clock_at = ts_clock(), now
+        self.hand_over: HandOver | None = None
+        """Who gives connections to the NIC; None: nobody."""
         self.connections: dict[bytes, TcpConnection] = {}
         self.listeners: dict[int, Listener] = {}
         """Index in the NIC's listen table -> who takes its connections."""
@@ -137,6 +134,7 @@ class TcpEndpoint:
             self.stats["bad_checksum"] += 1
             return
         self.stats["segments"] += 1
+        self._learn_clock(items[_TS_CLOCK])
         ipv6 = bool(items[_IPV6_I] >> _IPV6_S & _IPV6_M)
         # Source address, destination address, source port, destination port, as they lie there.
         key = bytes(view[l3 + (8 if ipv6 else 12) : l4 + 4])
@@ -145,7 +143,7 @@ class TcpEndpoint:
         connection = self.connections.get(key)
         if connection is not None:
             if new and segment.seq - 1 & MASK != connection.irs and not self._in_window(connection, segment):
-                if not _supersedes(segment, connection):
+                if not supersedes(segment, connection):
                     # Both sides of the old connection ignore this reset; a client that really
                     # has begun anew learns that it must try again.
                     self._reset(Peer(view, l3, l4, ipv6, _PORT.of(items)), segment)
@@ -157,9 +155,11 @@ class TcpEndpoint:
                 if connection.receive(segment) and view[6:12] != connection.peer.head[:6] and not view[6] & 1:
                     connection.moved(Peer(view, l3, l4, ipv6, _PORT.of(items)))
                 return
+        if self.hand_over is not None and self.hand_over.receive(key, segment, new):
+            return
         ended = self._ended.get(key)
         if ended is not None:
-            if not new or segment.seq - 1 & MASK == ended.connection.irs or not _supersedes(segment, ended.connection):
+            if not new or segment.seq - 1 & MASK == ended.connection.irs or not supersedes(segment, ended.connection):
                 self.stats["duplicates_of_closed"] += 1
                 if ended.connection.reset_strays and not segment.flags & RST:
                     self._reset(ended.connection.peer, segment)
@@ -195,7 +195,7 @@ class TcpEndpoint:
             sack=bool(slots["sack"].of(items)),
             timestamps=bool(slots["timestamps"].of(items)),
             ecn=bool(slots["ecn"].of(items)),
-            ts_clock=items[_TS_CLOCK],
+            offload=self.hand_over is not None and listener.teardown,
         )
         if not listener.accept(connection):
             self.stats["unwanted"] += 1
@@ -253,10 +253,45 @@ class TcpEndpoint:
         self.stats["retransmissions"] += connection.retransmissions
         if self.connections.get(connection.key) is connection:
             del self.connections[connection.key]
-            # Moved to the end, so that the oldest come first.
-            self._ended.pop(connection.key, None)
-            self._ended[connection.key] = _Ended(self.now + self.settings.linger, connection)
+            self.remember(connection.key, connection)
         self.blocked.discard(connection)
+        if self.hand_over is not None and connection.offload and not connection.handing and not connection.reading:
+            self.hand_over.flows.counts["software"] += 1
+
+    def remember(self, key: bytes, closed: Closed) -> None:
+        """Keep a tuple for a while."""
+        # Moved to the end, so that the oldest come first.
+        self._ended.pop(key, None)
+        self._ended[key] = _Ended(self.now + self.settings.linger, closed)
+
+    def remembered(self) -> Iterator[Closed]:
+        """Connections that ended lately."""
+        return (ended.connection for ended in self._ended.values())
+
+    def offer(self, connection: TcpConnection) -> None:
+        """The NIC may have this connection."""
+        if self.hand_over is not None:
+            self.hand_over.offer(connection)
+
+    def abort_flow(self, record: Record) -> None:
+        """Reset a connection that the NIC has."""
+        if self.hand_over is not None:
+            self.hand_over.abort(record)
+
+    # -- the NIC's timestamp clock ---------------------------------------------------------
+
+    def tsval(self) -> int:
+        """The NIC's timestamp clock, as far as we know: at most a step behind, never ahead. The NIC
+        goes on with its clock when it closes a connection, and the peer must not see that step back.
+        """
+        if self.now - self._clock_at >= self.ts_step:
+            self._learn_clock(self._read_clock())
+            self._clock_at = self.now
+        return self._clock
+
+    def _learn_clock(self, clock: int) -> None:
+        if (clock - self._clock) & MASK < HALF:
+            self._clock, self._clock_at = clock, self.now
 
     def _forget(self, key: bytes) -> None:
         connection = self.connections.pop(key, None)
@@ -280,6 +315,8 @@ class TcpEndpoint:
             for connection in dirty:
                 connection.output()
                 self._schedule(connection)
+        if self.hand_over is not None:
+            self.hand_over.flush()
 
     def unblock(self) -> None:
         """The transmit ring has room again."""
@@ -303,11 +340,15 @@ class TcpEndpoint:
             times.append(next(iter(self._unknown.values())).due)
         if self._ended:
             times.append(next(iter(self._ended.values())).until)
+        if self.hand_over is not None and (due := self.hand_over.next_deadline()) is not None:
+            times.append(due)
         return min(times) if times else None
 
     def run_timers(self, now: float) -> None:
         """Whatever is due now; `flush` afterwards."""
         self.now = now
+        if self.hand_over is not None:
+            self.hand_over.run_timers(now)
         heap = self._heap
         while heap and heap[0][0] <= now:
             at, _, connection = heapq.heappop(heap)
@@ -328,11 +369,3 @@ class TcpEndpoint:
             if ended.until > now:
                 break
             del self._ended[key]
-
-
-def _supersedes(segment: Segment, old: TcpConnection) -> bool:
-    """Whether a verified handshake is newer than a connection of the same tuple (RFC 6191):
-    by its timestamp, or by its sequence number."""
-    if segment.ts and old.timestamps and segment.tsval != old.ts_recent:
-        return (segment.tsval - old.ts_recent) & MASK < HALF
-    return 0 < (segment.seq - old.rcv_nxt) & MASK < HALF

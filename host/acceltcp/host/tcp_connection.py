@@ -19,35 +19,18 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from acceltcp.abi.messages import TxFlag
-from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX, IPProtocol, TCPFlag, TCPOption
+from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX, TCPOption
+
+from .segment import ACK, CWR, ECE, FIN, HALF, MASK, PSH, RST, SYN, TS_OPTION, TS_PREFIX, Peer, Segment
 
 if TYPE_CHECKING:
+    from .flows import Flow
+    from .handover import Record
     from .tcp import TcpEndpoint
 
-__all__ = ["ConnectionEvents", "Peer", "Segment", "State", "TcpConnection", "TcpSettings"]
+__all__ = ["ConnectionEvents", "State", "TcpConnection", "TcpSettings"]
 
-MASK = 0xFFFFFFFF
-HALF = 0x80000000
-
-FIN, SYN, RST, PSH, ACK, ECE, CWR = (
-    int(flag)
-    for flag in (
-        TCPFlag.FIN, TCPFlag.SYN, TCPFlag.RST, TCPFlag.PSH, TCPFlag.ACK, TCPFlag.ECE, TCPFlag.CWR,
-    )
-)  # fmt: skip
-
-_ECT0, _CE = 2, 3
-_TS_PREFIX = bytes([TCPOption.NOP, TCPOption.NOP, TCPOption.TIMESTAMPS, TCPOption.TIMESTAMPS.length])
-_TS_OPTION = struct.Struct("!4sII")
 _PAWS_IDLE_S = 24 * 86400.0
-
-# Sequence number to window in one go; the ports before and checksum and urgent after are in the
-# template (the NIC computes the checksum).
-_TCP_MIDDLE = struct.Struct("!IIHH")
-_MIDDLE_AT = TCP.byte_offset("seq")
-_U16 = struct.Struct("!H")
-assert _MIDDLE_AT + _TCP_MIDDLE.size == TCP.byte_offset("checksum")
 
 
 class State(enum.Enum):
@@ -89,95 +72,6 @@ class TcpSettings:
     reassembly_pieces: int = 1024
 
 
-class Segment:
-    """A TCP segment, parsed. `payload` is a view that dies with the packet's buffer."""
-
-    __slots__ = ("ack", "ce", "flags", "payload", "seq", "ts", "tsecr", "tsval", "window")
-
-    def __init__(self, view: memoryview, l3: int, l4: int, ipv6: bool) -> None:
-        self.seq, self.ack, bits, self.window = _TCP_MIDDLE.unpack_from(view, l4 + _MIDDLE_AT)
-        self.flags = bits & 0xFF
-        data = l4 + (bits >> 12) * 4
-        if ipv6:
-            end = l3 + IPV6.size + (view[l3 + 4] << 8 | view[l3 + 5])
-            self.ce = view[l3 + 1] >> 4 & 3 == _CE
-        else:
-            end = l3 + (view[l3 + 2] << 8 | view[l3 + 3])
-            self.ce = view[l3 + 1] & 3 == _CE
-        self.payload = view[data:end]
-        self.ts = False
-        self.tsval = self.tsecr = 0
-        at = l4 + TCP.size
-        if data - at >= 12 and view[at : at + 4] == _TS_PREFIX:
-            self.ts = True
-            _, self.tsval, self.tsecr = _TS_OPTION.unpack_from(view, at)
-        elif data > at:
-            self._options(view, at, data)
-
-    def _options(self, view: memoryview, at: int, end: int) -> None:
-        while at < end:
-            kind = view[at]
-            if kind == TCPOption.EOL:
-                return
-            if kind == TCPOption.NOP:
-                at += 1
-                continue
-            length = view[at + 1] if at + 1 < end else 0
-            if length < 2 or at + length > end:
-                return
-            if kind == TCPOption.TIMESTAMPS and length == 10:
-                self.ts = True
-                self.tsval, self.tsecr = struct.unpack_from("!II", view, at + 2)
-            at += length
-
-
-class Peer:
-    """Where replies go: everything in front of the sequence number, turned round."""
-
-    __slots__ = ("head", "ipv6", "l3", "l4", "port", "tx_flags")
-
-    def __init__(self, view: memoryview, l3: int, l4: int, ipv6: bool, port: int) -> None:
-        self.l3, self.l4, self.ipv6, self.port = l3, l4, ipv6, port
-        # Destination, source, EtherType; a VLAN tag in between stays as it is.
-        link = bytes(view[6:12]) + bytes(view[0:6]) + bytes(view[12:l3])
-        if ipv6:
-            ip = IPV6.pack(
-                version=6, next_header=IPProtocol.TCP, hop_limit=64,
-                src=int.from_bytes(view[l3 + 24 : l3 + 40], "big"), dst=int.from_bytes(view[l3 + 8 : l3 + 24], "big"),
-            )  # fmt: skip
-        else:
-            ip = IPV4.pack(
-                version=4, ihl=5, dont_fragment=1, ttl=64, protocol=IPProtocol.TCP,
-                src=int.from_bytes(view[l3 + 16 : l3 + 20], "big"), dst=int.from_bytes(view[l3 + 12 : l3 + 16], "big"),
-            )  # fmt: skip
-        ports = bytes(view[l4 + 2 : l4 + 4]) + bytes(view[l4 : l4 + 2])
-        self.head = link + ip + ports + bytes(TCP.size - len(ports))
-        self.tx_flags = int(
-            TxFlag.L4_CHECKSUM | TxFlag.IPV6 if ipv6 else TxFlag.L4_CHECKSUM | TxFlag.IPV4_CHECKSUM
-        )
-
-    def build(
-        self, slot: memoryview, seq: int, ack: int, flags: int, window: int, options: bytes, ect: bool, payload: int
-    ) -> int:
-        """Write headers to `slot`; where the payload of that many bytes goes."""
-        l3, l4 = self.l3, self.l4
-        data = l4 + TCP.size + len(options)
-        slot[: l4 + TCP.size] = self.head
-        if self.ipv6:
-            _U16.pack_into(slot, l3 + 4, data + payload - l4)
-            if ect:
-                slot[l3 + 1] = _ECT0 << 4
-        else:
-            _U16.pack_into(slot, l3 + 2, data + payload - l3)
-            if ect:
-                slot[l3 + 1] = _ECT0
-        header = (TCP.size + len(options)) // 4
-        _TCP_MIDDLE.pack_into(slot, l4 + _MIDDLE_AT, seq & MASK, ack & MASK, header << 12 | flags, window)
-        if options:
-            slot[l4 + TCP.size : data] = options
-        return data
-
-
 class ConnectionEvents(Protocol):
     """What a connection tells its user. Called from the endpoint's loop; must not block."""
 
@@ -186,6 +80,9 @@ class ConnectionEvents(Protocol):
 
     def writable(self) -> None:
         """The peer acknowledged data."""
+
+    def handed_over(self, flow: Flow) -> None:
+        """The NIC does the rest; `closed` follows to whoever is still there to hear it."""
 
     def closed(self, error: OSError | None) -> None:
         """Nothing more will come or go; `error` unless both sides closed in order."""
@@ -208,7 +105,7 @@ class TcpConnection:
         sack: bool,
         timestamps: bool,
         ecn: bool,
-        ts_clock: int,
+        offload: bool = False,
     ) -> None:
         settings = endpoint.settings
         self.endpoint = endpoint
@@ -226,7 +123,6 @@ class TcpConnection:
         self.timestamps, self.sack, self.ecn = timestamps, sack, ecn
         self.ts_recent = segment.tsval
         self.ts_recent_at = now
-        self._ts_base, self._ts_since = ts_clock, now
 
         headers = (IPV6.size if peer.ipv6 else IPV4.size) + TCP.size
         options = 12 if timestamps else 0
@@ -275,6 +171,11 @@ class TcpConnection:
         self._passive = False
         self._waiting = False
         self.reset_strays = False
+        self.offload = offload
+        """The NIC may close the connection when the application has."""
+        self.handing = False
+        """It was asked to, and has not answered: no data are sent or taken meanwhile."""
+        self._record: Record | None = None
 
         # ECN (RFC 3168 section 6.1).
         self._echo_ce = False
@@ -328,12 +229,15 @@ class TcpConnection:
         self.reading = False
         self.receive_buffer.clear()
         self.shutdown()
+        self.endpoint.mark(self)  # with FIN queued before, too: now the NIC may have it
         if self.fin_acked and not self.fin_received:
             self._set_wait(self.settings.fin_wait_2)
 
     def abort(self) -> None:
         """Reset the connection."""
-        if not self.closed:
+        if self._record is not None and not self.handing:
+            self.endpoint.abort_flow(self._record)
+        elif not self.closed:
             self._emit(self.snd_max, RST | ACK)
             self.reset_strays = True
             self._end(ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED)))
@@ -349,6 +253,44 @@ class TcpConnection:
                 self._ack_now = True
                 self.endpoint.mark(self)
         return data
+
+    # -- hand-over to the NIC (see `handover`) -------------------------------------------
+
+    @property
+    def recovering(self) -> bool:
+        """Whether something was lost, or the window has closed, and that is not over."""
+        return self._recovering or self._persisting or self._retries > 0
+
+    @property
+    def owes_ack(self) -> bool:
+        """Whether the peer waits for an acknowledgment."""
+        return self._ack_now or self.ack_at is not None
+
+    @property
+    def echoes_ce(self) -> bool:
+        """Whether what we send must tell of congestion (RFC 3168 section 6.1.3)."""
+        return self.ecn and self._echo_ce
+
+    def hand_over_begins(self, record: Record) -> None:
+        """`CLOSE` has been posted; the frames carry what acknowledgment was due."""
+        self.handing, self._record = True, record
+        self._ack_now, self.ack_at = False, None
+
+    def hand_over_refused(self) -> None:
+        """The NIC does not take the connection: go on as before, and do not ask again."""
+        self.handing = self.offload = False
+        self._record = None
+        self.endpoint.mark(self)
+
+    def handed_over(self) -> ConnectionEvents | None:
+        """The NIC has the connection: nothing of it is kept here. Who wants to hear of its end."""
+        self.handing = False
+        self.closed = True
+        self.send_buffer = bytearray()
+        self._pieces.clear()
+        self.endpoint.blocked.discard(self)
+        events, self.events = self.events, None
+        return None if self._waiting or self.error is not None else events
 
     # -- where replies go ----------------------------------------------------------------
 
@@ -413,7 +355,7 @@ class TcpConnection:
             self._ack_now = True
         if self.ecn and flags & CWR and not segment.ce:
             self._echo_ce = False
-        if end > seq:
+        if end > seq and not (self.handing and seq + length > rcv_nxt):
             self._data(seq, segment, now)
         if not self.closed:
             self.endpoint.mark(self)
@@ -428,7 +370,7 @@ class TcpConnection:
         if repeated or now - self._challenged_at >= self.settings.challenge_interval:
             if not repeated:
                 self._challenged_at = now
-            self._send_ack()
+            self.send_ack()
 
     def _reset_by_peer(self) -> None:
         if self._waiting:
@@ -492,7 +434,7 @@ class TcpConnection:
         sample: float | None = None
         if self.timestamps:
             if segment.tsecr:
-                steps = (self._tsval(now) - segment.tsecr) & MASK
+                steps = (self.endpoint.tsval() - segment.tsecr) & MASK
                 if steps < HALF:
                     sample = steps * self.endpoint.ts_step
         elif self._timed is not None and ack >= self._timed[0]:
@@ -527,6 +469,8 @@ class TcpConnection:
         self._dupacks = 0
 
     def _duplicate_ack(self) -> None:
+        if self.handing:
+            return
         self._dupacks += 1
         if self._recovering:
             self.cwnd += self.mss
@@ -563,7 +507,7 @@ class TcpConnection:
         if seq > nxt:
             if payload:
                 self._keep_piece(seq, payload)
-            self._send_ack()
+            self.send_ack()
             return
         filled = bool(self._pieces)
         if payload:
@@ -627,10 +571,7 @@ class TcpConnection:
 
     # -- segments out --------------------------------------------------------------------
 
-    def _tsval(self, now: float) -> int:
-        return self._ts_base + int((now - self._ts_since) / self.endpoint.ts_step) & MASK
-
-    def _window(self) -> int:
+    def window_field(self) -> int:
         """The window field, and with it the promise `_rcv_adv`; the right edge moves back only
         when a peer would make us keep more than we said (RFC 7323 section 2.4)."""
         shift = self.rcv_shift
@@ -660,7 +601,7 @@ class TcpConnection:
         now = self.endpoint.now
         options = b""
         if self.timestamps:
-            options = _TS_OPTION.pack(_TS_PREFIX, self._tsval(now), self.ts_recent)
+            options = TS_OPTION.pack(TS_PREFIX, self.endpoint.tsval(), self.ts_recent)
         if self._pieces and self.sack and not length:
             options += self._sack_blocks(len(options))
         fresh = length > 0 and seq >= self.snd_max
@@ -671,7 +612,7 @@ class TcpConnection:
                 flags |= CWR
                 self._send_cwr = False
         peer = self.peer
-        at = peer.build(slot, seq, self.rcv_nxt, flags, self._window(), options, self.ecn and fresh, length)
+        at = peer.build(slot, seq, self.rcv_nxt, flags, self.window_field(), options, self.ecn and fresh, length)
         if length:
             slot[at : at + length] = self.send_buffer[offset : offset + length]
             self._last_sent = now
@@ -697,10 +638,13 @@ class TcpConnection:
         body = b"".join(struct.pack("!II", left & MASK, right & MASK) for left, right in blocks[:room])
         return bytes([TCPOption.NOP, TCPOption.NOP, TCPOption.SACK, 2 + len(body)]) + body
 
-    def _send_ack(self) -> None:
+    def send_ack(self) -> bool:
+        """An acknowledgment; False when the device has no room for it now."""
         # Not snd_nxt, which goes back after a time-out: a peer would take that for an old segment.
         if not self._emit(self.snd_max, ACK):
             self._ack_now = True
+            return False
+        return True
 
     def _retransmit_first(self) -> None:
         """The first segment that is not acknowledged, again."""
@@ -717,6 +661,12 @@ class TcpConnection:
     def output(self) -> None:
         """Send what may be sent now, and an acknowledgment if one is due."""
         if self.closed:
+            return
+        if self.offload and not self.handing and not self.reading and self.fin_queued and not self.fin_acked:
+            self.endpoint.offer(self)
+        if self.handing:
+            if self._ack_now:
+                self.send_ack()
             return
         now = self.endpoint.now
         mss = self.mss
@@ -765,13 +715,14 @@ class TcpConnection:
             self._persisting = True
             self.retransmit_at = now + self.rto
         if self._ack_now:
-            self._send_ack()
+            self.send_ack()
 
     # -- timers --------------------------------------------------------------------------
 
     def deadline(self) -> float | None:
         """When `timers` has something to do."""
-        times = [at for at in (self.retransmit_at, self.ack_at, self.wait_at) if at is not None]
+        retransmit_at = None if self.handing else self.retransmit_at
+        times = [at for at in (retransmit_at, self.ack_at, self.wait_at) if at is not None]
         return min(times) if times and not self.closed else None
 
     def timers(self) -> None:
@@ -779,11 +730,11 @@ class TcpConnection:
         now = self.endpoint.now
         if self.ack_at is not None and now >= self.ack_at:
             self.ack_at = None
-            self._send_ack()
+            self.send_ack()
         if self.wait_at is not None and now >= self.wait_at:
             self._end(None)
             return
-        if self.retransmit_at is not None and now >= self.retransmit_at:
+        if self.retransmit_at is not None and now >= self.retransmit_at and not self.handing:
             self._retransmission_timer(now)
 
     def _retransmission_timer(self, now: float) -> None:
@@ -846,7 +797,7 @@ class TcpConnection:
         if self.closed:
             return
         if self._ack_now and error is None:
-            self._send_ack()
+            self.send_ack()
         self.closed = True
         self.error = error
         self.send_buffer = bytearray()

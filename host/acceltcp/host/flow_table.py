@@ -1,0 +1,90 @@
+"""What the NIC's connection table holds, for people who look for a fault.
+
+The NIC shows one record at a time (`FLOWS.find`); it keeps a hash of addresses and ports, so these are
+known of flows that the asking program has handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+
+from acceltcp.abi.messages import WINDOW_UNIT, FlowState
+from acceltcp.abi.registers import Feature
+
+from .device import Device
+from .flows import Flow
+
+__all__ = ["FLOWS_SHOWN", "flow_table"]
+
+FLOWS_SHOWN = 1000
+"""Flows read at most, unless told otherwise: a record takes a dozen register reads."""
+
+_BATCH = 16
+"""Records between two turns of the event loop."""
+
+UNKNOWN = "?"
+
+
+async def flow_table(device: Device, known: Mapping[int, Flow], limit: int = FLOWS_SHOWN) -> dict[str, Any]:
+    """`held`: entries in the table; `flows`: up to `limit` of them, a dictionary each. Others may come and go
+    meanwhile. Raises `DeviceError` when this build has none."""
+    device.require(Feature.TEARDOWN)
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, not {limit!r}")
+    step = device.flow_step_s()
+    flows: list[dict[str, Any]] = []
+    index = 0
+    while index < device.identity.flows and len(flows) < limit:
+        found = device.find_flow(index)
+        if found is None:
+            break
+        at, record = found
+        if at < index:
+            break  # another program uses the same registers
+        flow = known.get(at)
+        flows.append(_row(at, record, flow if flow and flow.snd_end == record["snd_end"] else None, step))
+        index = at + 1
+        if len(flows) % _BATCH == 0:
+            await asyncio.sleep(0)
+    return {"held": device.registers.FLOWS.held.get(), "capacity": device.identity.flows, "flows": flows}
+
+
+def _row(index: int, record: Mapping[str, int], flow: Flow | None, step: float) -> dict[str, Any]:
+    peer, local = _ends(flow.key) if flow is not None else (UNKNOWN, UNKNOWN)
+    return {
+        "index": index,
+        "state": FlowState(record["state"]).name,
+        "peer": peer,
+        "local": local,
+        "unacked": record["unacked"],
+        "retries": record["retries"],
+        "retry_limit": record["retry_limit"],
+        "deadline_ms": round(_signed(record["deadline"]) * step * 1e3, 1),
+        "frames": record["frames"],
+        "sending": bool(record["sending"]),
+        "window": record["window"] * WINDOW_UNIT,
+        "rto_ms": round(record["rto"] * step * 1e3, 1),
+        "queue": record["queue"],
+        "port": record["port"],
+    }
+
+
+def _signed(value: int) -> int:
+    """A time that may have passed already."""
+    return value - (1 << 32) if value >> 31 else value
+
+
+def _ends(key: bytes) -> tuple[str, str]:
+    """The peer's and our end as text."""
+    size = (len(key) - 4) // 2
+    ends = (key[:size], key[-4:-2]), (key[size : 2 * size], key[-2:])
+    peer, local = (
+        f"[{ipaddress.ip_address(address)}]:{int.from_bytes(port, 'big')}"
+        if size == 16
+        else f"{ipaddress.ip_address(address)}:{int.from_bytes(port, 'big')}"
+        for address, port in ends
+    )
+    return peer, local
