@@ -1,9 +1,11 @@
 """The NIC: wires the stages together and holds no logic.
 
     rx{p} -> RxFrontEnd -> Setup -> RxDma -> AXI4           (see docs/architecture.md)
-                             |
-                             +-> ReplyBuilder --+
-    AXI4 -> TxDma -> TxChecksum -----------------+-> PacketArbiter -> TxPad -> tx{p}
+                            | |
+                            | +-> Flows -> ReplyBuilder -------+
+                            +----------------^                 |
+    AXI4 -> TxDma -> TxPatcher -> TxChecksum ------------------+-> PacketArbiter -> TxPad -> tx{p}
+              ^ frames of closing connections: Flows
 
 Everything around it speaks plain AXI: AXI4-Stream to the MACs, AXI4 to host memory,
 AXI4-Lite for registers. One clock; time enters as pulses on `tick`.
@@ -28,15 +30,17 @@ from .dma.interrupts import Interrupts
 from .dma.mux import AxiMaster
 from .dma.rx import RxDma
 from .dma.tx import TxDma
-from .packet.meta import RxMeta
+from .packet.meta import Reply, RxMeta
+from .packet.patch import TxPatcher
 from .packet.rx_front_end import RxFrontEnd
 from .packet.tx_checksum import TxChecksum
 from .stream.axis import AxisSource
 from .stream.merge import StreamMerge
 from .stream.route import PacketRoute
 from .stream.width import Downsizer
-from .tcp.setup import Setup
+from .tcp.flows import EVENTS, Flows
 from .tcp.reply import ReplyBuilder
+from .tcp.setup import Setup
 from .tx_port import TxPort
 
 __all__ = ["Nic"]
@@ -113,15 +117,18 @@ class Nic(wiring.Component):
         front_ends = [part(f"rx_front_end{p}", RxFrontEnd(config, p)) for p in ports]
         metas = part("rx_merge", StreamMerge(RxMeta, config.ports))
         setup = part("setup", Setup(config))
-        syn_ack = part("syn_ack", ReplyBuilder(config))
+        flows = part("flows", Flows(config))
+        replies = part("replies", StreamMerge(Reply, 2))
+        builder = part("reply", ReplyBuilder(config))
         rx_dma = part("rx_dma", RxDma(config))
         tx_dma = part("tx_dma", TxDma(config))
+        patcher = part("tx_patcher", TxPatcher())
         downsizer = part("tx_width", Downsizer(AXI_BYTES, config.width))
         tx_checksum = part("tx_checksum", TxChecksum(config))
         commands = part("commands", Commands(config))
-        events = part("events", EventWriter(config, inputs=3))
+        events = part("events", EventWriter(config, inputs=3 + EVENTS))
         interrupts = part("interrupts", Interrupts(config))
-        axi = part("axi", AxiMaster(reads=3, writes=3))
+        axi = part("axi", AxiMaster(reads=4, writes=3))
         outputs = [part(f"tx_port{p}", TxPort(config)) for p in ports]
 
         # Wire to verdict.
@@ -140,13 +147,22 @@ class Nic(wiring.Component):
             ]
         connect(m, metas.o, setup.meta)
         connect(m, setup.dispatch, rx_dma.dispatch)
+        connect(m, setup.connection, flows.connection)
+        connect(m, flows.lookup, setup.lookup)
+        connect(m, setup.flow, flows.packets)
 
         # Verdict to wire, host to wire.
-        connect(m, setup.syn_ack, syn_ack.i)
-        connect(m, tx_dma.packets, downsizer.i)
+        connect(m, setup.syn_ack, replies.i[0])
+        connect(m, flows.replies, replies.i[1])
+        connect(m, replies.o, builder.i)
+        connect(m, flows.frames, tx_dma.frames)
+        connect(m, tx_dma.frames_done, flows.frames_done)
+        connect(m, tx_dma.packets, patcher.packets)
+        connect(m, tx_dma.meta, patcher.meta)
+        connect(m, patcher.o_packets, downsizer.i)
         connect(m, downsizer.o, tx_checksum.packets)
-        connect(m, tx_dma.meta, tx_checksum.meta)
-        for index, source in enumerate((syn_ack, tx_checksum)):
+        connect(m, patcher.o_meta, tx_checksum.meta)
+        for index, source in enumerate((builder, tx_checksum)):
             route = part(f"tx_route{index}", PacketRoute(config.width, config.ports))
             connect(m, source.o, route.i)
             m.d.comb += route.to.eq(source.port)
@@ -156,7 +172,9 @@ class Nic(wiring.Component):
             self._connect_flat(m, f"m_axis_tx{p}", output)
 
         # Host memory.
-        for requester, read in enumerate((rx_dma.free_read, tx_dma.descriptor_read, tx_dma.read)):
+        for requester, read in enumerate(
+            (rx_dma.free_read, tx_dma.descriptor_read, tx_dma.read, flows.read)
+        ):
             connect(m, read, axi.reads[requester])
         for requester, write in enumerate((rx_dma.write, rx_dma.completion_write, events.write)):
             connect(m, write, axi.writes[requester])
@@ -165,7 +183,10 @@ class Nic(wiring.Component):
         # Commands and events.
         connect(m, tx_dma.commands, commands.i)
         connect(m, commands.listen, setup.listen)
-        for index, source in enumerate((rx_dma.events, tx_dma.events, commands.events)):
+        connect(m, commands.close, flows.close)
+        connect(m, commands.updates, flows.updates)
+        connect(m, flows.updated, commands.updated)
+        for index, source in enumerate((rx_dma.events, tx_dma.events, commands.events, *flows.events)):
             connect(m, source, events.i[index])
         m.d.comb += [
             interrupts.completions.eq(rx_dma.posted),
@@ -181,7 +202,14 @@ class Nic(wiring.Component):
         connect(m, registers.time, clock.port)
         connect(m, registers.secret, secret.port)
         connect(m, registers.counters, counters.port)
-        m.d.comb += [clock.tick.eq(self.tick), secret.boundary.eq(clock.boundary)]
+        connect(m, registers.flows, flows.port)
+        m.d.comb += [
+            clock.tick.eq(self.tick),
+            secret.boundary.eq(clock.boundary),
+            flows.tick.eq(self.tick),
+            flows.ts_clock.eq(clock.ts_clock),
+            patcher.ts_clock.eq(clock.ts_clock),
+        ]
         for name, source in (
             ("default_queue", registers),
             ("ts_clock", clock),
@@ -197,19 +225,22 @@ class Nic(wiring.Component):
             m.d.comb += [
                 getattr(engine.bus, name).eq(getattr(registers.queues, name)) for name in QueueBus().members
             ]
-        engines = (rx_dma, tx_dma, commands, events, axi)
-        working = (*front_ends, setup, syn_ack, tx_dma, tx_checksum, interrupts, *outputs)
+        engines = (rx_dma, tx_dma, commands, flows, events, axi)
+        working = (*front_ends, setup, flows, builder, tx_dma, patcher, tx_checksum, interrupts, *outputs)
         m.d.comb += [
             registers.drained.eq(Cat(output.drained for output in outputs).all()),
             *(output.stop.eq(registers.stop) for output in outputs),
             rx_dma.hold.eq(registers.hold),
             tx_dma.hold.eq(registers.hold),
+            flows.hold.eq(registers.hold),
             registers.idle.eq(Cat(engine.idle for engine in engines).all()),
             registers.busy.eq(Cat(*(~engine.idle for engine in engines), *(one.busy for one in working)).any()),
             self.busy.eq(registers.busy | registers.working),
         ]
 
-        counting = (registers, *front_ends, setup, rx_dma, tx_dma, tx_checksum, commands, events, interrupts, axi, *outputs)
+        counting = (
+            registers, *front_ends, setup, flows, rx_dma, tx_dma, tx_checksum, commands, events, interrupts, axi, *outputs,
+        )  # fmt: skip
         for counter in COUNTERS:
             sources = [one.counts[counter.name] for one in counting if counter.name in dict(one.counts.shape())]
             m.d.comb += counters.i[counter.name].eq(sum(sources[1:], sources[0]))

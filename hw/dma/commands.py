@@ -2,11 +2,12 @@
 
 One at a time, in order. Each ends in exactly one `COMMAND_DONE` event with a status; a refused
 command has had no effect. `NOP` succeeds; the listen commands are passed to the listen table,
-whose answer is the status. (A command of the wrong length never gets here: the TX DMA refuses
+whose answer is the status; FLOW_UPDATE likewise to the teardown engine. CLOSE is passed on and makes its own event:
+the next command need not wait for it. (A command of the wrong length never gets here: the TX DMA refuses
 it before it is read.)
 
 * Latency: 3 cycles to the event for `NOP` and refusals; for listen commands 3 more than the
-  listen table takes. Throughput: one command in that time.
+  listen table takes, for FLOW_UPDATE about 12, for CLOSE 3 until it is passed on. Throughput: one command in that time.
 * Registered: nothing on the streams; all of them come from flip-flops through little logic.
 * Overflow: cannot happen. Reset: forgets the command in work.
 """
@@ -17,15 +18,18 @@ from amaranth.lib.wiring import In, Out
 
 from acceltcp.abi.messages import (
     COMMAND,
+    FLOW_COMMAND,
     LISTEN_COMMAND,
     CommandOpcode,
     EventType,
+    FlowFlag,
     Status,
 )
 
 from ..abi import message_layout
 from ..config import NicConfig
 from ..counts import counts_layout
+from ..tcp.flow import FlowUpdate
 from ..tcp.listen import ListenPort
 from .events import EventRequest
 from .tx import TxCommand
@@ -42,6 +46,8 @@ class Commands(wiring.Component):
     -------
     i: In(stream(TxCommand)); a command is taken when its event has been.
     listen: Out(ListenPort()): the listen table.
+    close: Out(stream(TxCommand)): CLOSE commands.
+    updates, updated: Out(stream(FlowUpdate)), In(stream({"status"})): FLOW_UPDATE.
     events: Out(stream(EventRequest)).
     idle: no command is in work or waits.
     counts: commands, command_errors.
@@ -55,6 +61,9 @@ class Commands(wiring.Component):
             {
                 "i": In(stream.Signature(TxCommand)),
                 "listen": Out(ListenPort()),
+                "close": Out(stream.Signature(TxCommand)),
+                "updates": Out(stream.Signature(FlowUpdate(config))),
+                "updated": In(stream.Signature(data.StructLayout({"status": 8}))),
                 "events": Out(stream.Signature(EventRequest)),
                 "idle": Out(1),
                 "counts": Out(counts_layout("commands", "command_errors")),
@@ -65,11 +74,13 @@ class Commands(wiring.Component):
         m = Module()
         head = data.View(message_layout(COMMAND), self.i.p.command)
         listen = data.View(message_layout(LISTEN_COMMAND), self.i.p.command)
+        flow = data.View(message_layout(FLOW_COMMAND), self.i.p.command)
 
         def reserved(view, message):
             return Cat(view[f.name] for f in message.fields if f.reserved)
 
-        for_table = Signal()
+        for_table, for_flow, for_close = Signal(), Signal(), Signal()
+        no_flow = Signal()
         known = Signal()
         unclean = Signal()
         status = Signal(8, reset_less=True)
@@ -86,7 +97,12 @@ class Commands(wiring.Component):
             event.tag.eq(head.tag),
             event.value.eq(value),
             done.eq(self.events.valid & self.events.ready),
-            self.i.ready.eq(done),
+            self.i.ready.eq(done | self.close.valid & self.close.ready),
+            self.close.payload.eq(self.i.payload),
+            self.updates.p.index.eq(flow.flow),
+            self.updates.p.fin.eq(flow.flags[int(FlowFlag.FIN).bit_length() - 1]),
+            self.updates.p.abort.eq(flow.flags[int(FlowFlag.ABORT).bit_length() - 1]),
+            *(self.updates.p[name].eq(flow[name]) for name in ("snd_end", "ack", "ts_recent", "window")),
             self.idle.eq(~self.i.valid),
         ]
         m.d.sync += [
@@ -96,12 +112,17 @@ class Commands(wiring.Component):
 
         with m.FSM(name="command"):
             with m.State("Look"):
-                m.d.sync += value.eq(0)
+                m.d.sync += [
+                    value.eq(0),
+                    for_table.eq(0),
+                    for_flow.eq(0),
+                    for_close.eq(0),
+                    no_flow.eq(flow.flow >= self._config.flows),
+                ]
                 with m.Switch(head.opcode):
                     with m.Case(CommandOpcode.NOP):
                         # Its body is reserved: whoever gives it a meaning later can rely on zero.
                         m.d.sync += [
-                            for_table.eq(0),
                             known.eq(1),
                             unclean.eq(Cat(reserved(head, COMMAND), head.body).any()),
                         ]
@@ -111,8 +132,18 @@ class Commands(wiring.Component):
                             known.eq(1),
                             unclean.eq(reserved(listen, LISTEN_COMMAND).any()),
                         ]
+                    with m.Case(CommandOpcode.CLOSE):
+                        m.d.sync += [for_close.eq(1), known.eq(1), unclean.eq(0)]
+                    with m.Case(CommandOpcode.FLOW_UPDATE):
+                        m.d.sync += [
+                            for_flow.eq(1),
+                            known.eq(1),
+                            unclean.eq(
+                                reserved(flow, FLOW_COMMAND).any() | ((flow.flags & ~sum(FlowFlag) & 0xFF) != 0)
+                            ),
+                        ]
                     with m.Default():
-                        m.d.sync += [for_table.eq(0), known.eq(0), unclean.eq(0)]
+                        m.d.sync += [known.eq(0), unclean.eq(0)]
                 with m.If(self.i.valid):
                     m.next = "Decide"
             with m.State("Decide"):
@@ -123,6 +154,12 @@ class Commands(wiring.Component):
                     m.d.sync += status.eq(Status.BAD_ARGUMENT)
                 with m.Elif(for_table):
                     m.next = "Ask the listen table"
+                with m.Elif(for_close):
+                    m.next = "Pass it on"
+                with m.Elif(for_flow & no_flow):
+                    m.d.sync += status.eq(Status.NOT_FOUND)
+                with m.Elif(for_flow):
+                    m.next = "Update the flow"
                 with m.Else():
                     m.d.sync += status.eq(Status.OK)
             with m.State("Ask the listen table"):
@@ -136,6 +173,19 @@ class Commands(wiring.Component):
                     value.eq(self.listen.result.p.value),
                 ]
                 with m.If(self.listen.result.valid):
+                    m.next = "Tell"
+            with m.State("Pass it on"):
+                m.d.comb += self.close.valid.eq(1)
+                with m.If(self.close.ready):
+                    m.next = "Look"
+            with m.State("Update the flow"):
+                m.d.comb += self.updates.valid.eq(1)
+                with m.If(self.updates.ready):
+                    m.next = "Wait for the flow"
+            with m.State("Wait for the flow"):
+                m.d.comb += self.updated.ready.eq(1)
+                m.d.sync += status.eq(self.updated.p.status)
+                with m.If(self.updated.valid):
                     m.next = "Tell"
             with m.State("Tell"):
                 m.d.comb += self.events.valid.eq(1)

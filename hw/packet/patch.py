@@ -6,12 +6,9 @@ set gets `patch.ack` as acknowledgment number (RFC 9293 section 3.1) and, with `
 the NIC's clock as TSval and `patch.tsecr` as TSecr of the option that stands, after two NOPs, behind the
 fixed header (RFC 7323 section 3.2 and appendix A). All else passes unchanged.
 
-* Latency: 2 cycles for beats, 1 for `meta`.
+* Latency: 1 cycle for beats, 2 for `o_meta`, which stays until its frame has passed whoever comes next.
 * Throughput: one beat per cycle, and one frame per cycle for frames of one beat.
-* Registered: `o_packets` and `o_meta`. `packets.ready` is two flip-flops, `meta.valid` and `o_packets.ready`
-  through two stages.
-* A frame's meta leaves no later than its first beat; a frame does not wait for its meta to be taken.
-* The clock is looked at when the frame's first beat enters; it is one value for the whole option.
+* Registered: `o_packets` and `o_meta`; `packets.ready` depends on `o_packets.ready` and on registers.
 * Overflow: cannot happen. Reset: forgets the beats under way; the next one begins a frame.
 
 The TCP header may start at the few offsets of `FINAL_OFFSETS` only (TxRead refuses others), so each field
@@ -19,7 +16,7 @@ has four places, and none reaches beyond the second beat.
 """
 
 from amaranth import *
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from acceltcp.abi.wire import TCP
@@ -27,29 +24,22 @@ from acceltcp.abi.wire import TCP
 from ..config import AXI_BYTES
 from ..dma.tx_read import FINAL_OFFSETS, TIMESTAMPS_BYTES
 from ..stream.beat import BeatLayout, packet_stream
+from ..stream.buffer import StreamBuffer
 from ..stream.fifo import StreamFifo
 from .meta import TxMeta
 
 __all__ = ["TxPatcher"]
 
 METAS = 16
-"""Frames whose meta has come and whose first beat has not, or whose meta nobody has taken yet."""
+"""Frames whose meta nobody has taken yet."""
+
+BEATS = 2
+"""Beats in which there is something to write."""
 
 _OFFSETS = tuple(sorted(offset for offsets in FINAL_OFFSETS.values() for offset in offsets))
 _ACK_AT = TCP.byte_offset("ack")
-_TSVAL_AT = TCP.size + TIMESTAMPS_BYTES - 8
 _TSECR_AT = TCP.size + TIMESTAMPS_BYTES - 4
-_BEATS = 2
-
-
-class _Change(data.Struct):
-    """What is to be written into the frame under way."""
-
-    place: len(_OFFSETS)  # one bit per offset: the TCP header starts there; 0: nothing to write
-    timestamps: 1
-    ack: 32
-    tsval: 32
-    tsecr: 32
+_TSVAL_AT = _TSECR_AT - 4
 
 
 class TxPatcher(wiring.Component):
@@ -78,6 +68,49 @@ class TxPatcher(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        # Where metas divide: one copy goes on, one stays until its packet comes.
-        wants = data.StructLayout({"wanted": 1, "l4_offset": 8, "patch": TxMeta["patch"].shape}) if False else None
+        m.submodules.buffer = buffer = StreamBuffer(BeatLayout(AXI_BYTES))
+        m.submodules.metas = metas = StreamFifo(TxMeta, METAS)
+        connect(m, buffer.o, flipped(self.o_packets))
+        connect(m, metas.o, flipped(self.o_meta))
+
+        beat = Signal(range(BEATS + 1))  # number of the beat in its frame, BEATS for all later ones
+        first, go, last = Signal(), Signal(), Signal()
+        m.d.comb += [
+            first.eq(beat == 0),
+            go.eq(self.packets.valid & self.meta.valid & buffer.i.ready & (~first | metas.i.ready)),
+            last.eq(go & self.packets.p.last),
+            self.packets.ready.eq(self.meta.valid & buffer.i.ready & (~first | metas.i.ready)),
+            self.meta.ready.eq(last),
+            metas.i.valid.eq(go & first),
+            metas.i.payload.eq(self.meta.payload),
+            buffer.i.valid.eq(self.packets.valid & self.meta.valid & (~first | metas.i.ready)),
+            buffer.i.payload.eq(self.packets.payload),
+            self.busy.eq(self.packets.valid | buffer.o.valid | (metas.level != 0)),
+        ]
+        with m.If(last):
+            m.d.sync += beat.eq(0)
+        with m.Elif(go & (beat != BEATS)):
+            m.d.sync += beat.eq(beat + 1)
+
+        # The clock is one value for a frame: the option may lie in two beats.
+        clock = Signal(32)
+        kept = Signal(32, reset_less=True)
+        m.d.comb += clock.eq(Mux(first, self.ts_clock, kept))
+        m.d.sync += kept.eq(clock)
+
+        patch = self.meta.p.patch
+        for offset in _OFFSETS:
+            with m.If(patch.wanted & (self.meta.p.l4_offset == offset)):
+                self._write(m, buffer.i.p.data, beat, offset + _ACK_AT, patch.ack)
+                with m.If(patch.timestamps):
+                    self._write(m, buffer.i.p.data, beat, offset + _TSVAL_AT, clock)
+                    self._write(m, buffer.i.p.data, beat, offset + _TSECR_AT, patch.tsecr)
         return m
+
+    @staticmethod
+    def _write(m, octets, beat, at, value):
+        """Put a number of four bytes, most significant first, to byte `at` of the frame."""
+        for k in range(4):
+            number, lane = divmod(at + k, AXI_BYTES)
+            with m.If(beat == number):
+                m.d.comb += octets[8 * lane : 8 * lane + 8].eq(value[24 - 8 * k : 32 - 8 * k])

@@ -92,7 +92,7 @@ class Flows(wiring.Component):
         m.submodules.table = table = ConnectionLookup(config)
         m.submodules.teardown = teardown = Teardown(config)
         m.submodules.close = close = Close(config)
-        m.submodules.frame_table = frame_table = FrameTable(config)
+        m.submodules.frame_table = frame_table = FrameTable()
         m.submodules.transmit = transmit = FlowTransmit(config)
 
         # The connection table: looked up by the setup engine, changed by CLOSE and by the end of flows.
@@ -139,11 +139,11 @@ class Flows(wiring.Component):
             self.port.ready.eq(table.ready & teardown.ready),
             *(getattr(teardown, name).eq(getattr(self.port, name)) for name in TIMES),
         ]
-        holding = (close, teardown, frame_table, transmit)
+        holding = (teardown, frame_table)
         working = (table, close, teardown, frame_table, transmit)
         m.d.comb += [
             *(part.hold.eq(self.hold) for part in holding),
-            self.idle.eq(Cat(part.idle for part in holding).all()),
+            self.idle.eq(Cat(part.idle for part in (close, *holding)).all()),
             self.busy.eq(Cat(part.busy for part in working).any()),
         ]
         for name in self.counts.shape().members:

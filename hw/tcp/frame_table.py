@@ -1,0 +1,148 @@
+"""`FrameTable`: reads tables of final frames from host memory for two clients.
+
+A table holds up to 16 `FINAL_FRAME` entries of 16 bytes and starts at a multiple of 256 bytes, so it is one
+burst of up to four beats. Requests are answered in order, entry by entry, to the client that asked.
+
+* Latency: 2 cycles to the bus, 5 from it. Throughput: one entry per cycle; requests follow each other without
+  waiting for their data: up to `TABLES` are in flight, which hides a bus round trip of 250 cycles.
+* Registered: `read.request`; `entries` is one multiplexer behind registers.
+* Overflow: a burst is asked for only when there is room for its data. With `hold` none is begun for the second client.
+* Reset: forgets everything; what the bus still owes must have been waited for (`hold`, `idle`).
+"""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from acceltcp.abi.messages import FINAL_FRAME, FRAME_TABLE_ALIGN
+
+from ..abi import message_layout
+from ..config import AXI_BYTES
+from ..dma.axi import ReadPort, ReadRequest
+from ..stream.fifo import StreamFifo
+from .flow import FRAMES_BITS, TABLE_BITS
+
+__all__ = ["FrameEntry", "FrameTable", "TableRequest"]
+
+CLIENTS = 2
+TABLES = 32
+"""Tables in flight or waiting."""
+
+ENTRIES = AXI_BYTES // FINAL_FRAME.size
+BEATS = 64
+"""Beats in flight or waiting."""
+
+
+class TableRequest(data.Struct):
+    """A table to read: its address / 256, and the number of its entries less one."""
+
+    table: TABLE_BITS
+    frames: FRAMES_BITS
+
+
+class FrameEntry(data.Struct):
+    """An entry of the table. `error`: the bus refused this one or an earlier one of the table."""
+
+    entry: message_layout(FINAL_FRAME)
+    last: 1
+    error: 1
+
+
+class FrameTable(wiring.Component):
+    """See the module's text.
+
+    Members
+    -------
+    requests: In(stream of TableRequest), one per client; the first has the right of way.
+    entries: Out(stream of FrameEntry), one per client.
+    read: Out(ReadPort()).
+    hold: begin no burst for the second client. idle: none is in flight. busy: something is inside.
+    """
+
+    def __init__(self):
+        super().__init__(
+            {
+                "requests": In(stream.Signature(TableRequest)).array(CLIENTS),
+                "entries": Out(stream.Signature(FrameEntry)).array(CLIENTS),
+                "read": Out(ReadPort()),
+                "hold": In(1),
+                "idle": Out(1),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        job = data.StructLayout({"client": 1, "frames": FRAMES_BITS})
+        octets = data.StructLayout({"data": 8 * AXI_BYTES, "error": 1})
+        m.submodules.jobs = jobs = StreamFifo(job, TABLES)
+        m.submodules.beats = beats = StreamFifo(octets, BEATS, kind="block")
+
+        # Requests: the first client's first. There is room for all their beats before they are asked for.
+        request = Signal(ReadRequest, reset_less=True)
+        request_valid = Signal()
+        room = Signal(range(BEATS + 1), init=BEATS)
+        need = Signal(range(BEATS + 1))
+        chosen = Signal(TableRequest)
+        client = Signal()
+        go, wanted, taken, popped = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            client.eq(~self.requests[0].valid),
+            wanted.eq(self.requests[0].valid | self.requests[1].valid & ~self.hold),
+            chosen.eq(Mux(client, Value.cast(self.requests[1].payload), Value.cast(self.requests[0].payload))),
+            need.eq((chosen.frames >> exact_log2(ENTRIES)) + 1),
+            go.eq(wanted & (~request_valid | self.read.request.ready) & (room >= 4) & jobs.i.ready),
+            self.requests[0].ready.eq(go & ~client),
+            self.requests[1].ready.eq(go & client),
+            jobs.i.valid.eq(go),
+            jobs.i.p.client.eq(client),
+            jobs.i.p.frames.eq(chosen.frames),
+            self.read.request.valid.eq(request_valid),
+            self.read.request.payload.eq(request),
+        ]
+        with m.If(self.read.request.ready):
+            m.d.sync += request_valid.eq(0)
+        with m.If(go):
+            m.d.sync += [
+                request_valid.eq(1),
+                request.address.eq(chosen.table << exact_log2(FRAME_TABLE_ALIGN)),
+                request.length.eq(need - 1),
+            ]
+        m.d.sync += room.eq(room - Mux(go, need, 0) + popped)
+        m.d.comb += [
+            beats.i.valid.eq(self.read.response.valid),
+            beats.i.p.data.eq(self.read.response.p.data),
+            beats.i.p.error.eq(self.read.response.p.error),
+        ]
+
+        # Entries out of the beats.
+        at = Signal(FRAMES_BITS)
+        bad = Signal()
+        entry = Signal(FrameEntry)
+        entries = Value.cast(beats.o.p.data)
+        valid, ready = Signal(), Signal()
+        inner = at[: exact_log2(ENTRIES)]
+        with m.Switch(inner):
+            for k in range(ENTRIES):
+                with m.Case(k):
+                    m.d.comb += Value.cast(entry.entry).eq(entries[8 * FINAL_FRAME.size * k :][: 8 * FINAL_FRAME.size])
+        m.d.comb += [
+            entry.last.eq(at == jobs.o.p.frames),
+            entry.error.eq(bad | beats.o.p.error),
+            valid.eq(jobs.o.valid & beats.o.valid),
+            ready.eq(Mux(jobs.o.p.client, self.entries[1].ready, self.entries[0].ready)),
+            taken.eq(valid & ready),
+            popped.eq(taken & (entry.last | inner.all())),
+            beats.o.ready.eq(popped),
+            jobs.o.ready.eq(taken & entry.last),
+        ]
+        for number, out in enumerate(self.entries):
+            m.d.comb += [out.valid.eq(valid & (jobs.o.p.client == number)), out.payload.eq(entry)]
+        with m.If(taken):
+            m.d.sync += [at.eq(Mux(entry.last, 0, at + 1)), bad.eq(entry.error & ~entry.last)]
+        m.d.comb += [
+            self.idle.eq((room == BEATS) & ~request_valid),
+            self.busy.eq(~self.idle | self.requests[0].valid | self.requests[1].valid | (jobs.level != 0)),
+        ]
+        return m
