@@ -10,6 +10,7 @@ import ctypes
 import ipaddress
 import mmap
 from types import TracebackType
+from typing import Self
 
 from acceltcp.abi.fields import Message
 from acceltcp.abi.messages import (
@@ -69,7 +70,7 @@ class Rig:
         self.write(CONTROL, "control", 1)
         shell.run()
 
-    def __enter__(self) -> Rig:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:

@@ -119,7 +119,7 @@ def _timers(config: NicConfig, opt: str, step: Callable[[str], None]) -> dict[st
         began = {}
         last = FIRST_DEADLINE + SPREAD_STEPS + 8
         errors: list[int] = []
-        seen = set()
+        seen: set[int] = set()
         for tick in range(1, last * TIMER_TICKS + 1):
             shell.tick(1)
             began[tick] = shell.cycle

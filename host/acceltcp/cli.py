@@ -1,6 +1,6 @@
 """The command `acceltcp`.
 
-`info`, `stats`, `echo` and `http` use the driver; `sim`, `bench` and `demo` hand over to the
+`info`, `stats`, `flows`, `echo` and `http` use the driver; `sim`, `bench` and `demo` hand over to the
 packages of those names, which come with extras. Errors are sentences on standard error and
 status 1; Ctrl-C ends a server in order.
 """
@@ -31,6 +31,7 @@ from acceltcp.apps.echo import echo
 from acceltcp.apps.http import HttpServer
 from acceltcp.host import Connection, Device, DeviceError, Nic, format_mac
 from acceltcp.host.control import ControlServer, ask, control_path
+from acceltcp.host.flow_table import flow_table
 from acceltcp.host.transport import split_spec
 
 __all__ = ["main"]
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         made.add_argument(
             "--control", type=Path, metavar="PATH",
-            help="UNIX socket where the program that uses the device answers 'info' and 'stats' (default: derived from the device)",
+            help="UNIX socket where the program that uses the device answers 'info', 'stats' and 'flows' (default: derived from the device)",
         )  # fmt: skip
         made.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: much more")
         return made
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--mtu", type=int, default=1500, help="default: %(default)s")
         made.add_argument("--defer-accept", action="store_true", help="take connections when their first data come")
         made.add_argument("--ecn", action="store_true", help="grant ECN")
+        made.add_argument("--no-teardown", action="store_true", help="close connections in the host, not in the NIC")
         made.add_argument("--poll", action="store_true", help="look for packets without pause, not by interrupts")
         made.add_argument(
             "--tap-address", action="append", metavar="ADDRESS/PREFIX",
@@ -134,6 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("--json", action="store_true", help="machine-readable")
     stats.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     stats.add_argument("--all", action="store_true", help="counters that are zero, too")
+    flows = command("flows", _flows, "List the connections that a NIC holds: those it closes, and those in TIME_WAIT.")
+    flows.add_argument("--json", action="store_true", help="machine-readable")
     server("echo", _echo, 7, "Serve the echo protocol.")
     http = server("http", _http, 80, "Serve files, or a page that says who answers.")
     http.add_argument("--directory", type=Path, help="folder to serve")
@@ -260,6 +264,50 @@ def _print_tables(tables: dict[str, list[Any]]) -> None:
             print(f"  {row[0]:<{width}}  {row[1]}")
 
 
+_FLOW_COLUMNS = ("index", "state", "peer", "local", "unacked", "retries", "deadline_ms", "frames")
+
+
+def _flows(options: argparse.Namespace) -> int:
+    answer = _ask(options, "flows")
+    if answer is None:
+        with Device.open(_unwired(options.device), reset=False) as device:
+            answer = asyncio.run(flow_table(device, {}))
+    if options.json:
+        print(json.dumps(answer, indent=2))
+        return 0
+    flows = answer["flows"]
+    if not flows:
+        print(f"The NIC holds no connection; it has room for {answer['capacity']:,}.")
+        return 0
+    rows = [
+        [f"{flow['retries']} of {flow['retry_limit']}" if name == "retries" else str(flow[name]) for name in _FLOW_COLUMNS]
+        for flow in flows
+    ]
+    _print_columns([name.replace("_", " ") for name in _FLOW_COLUMNS], rows)
+    more = answer["held"] - len(flows)
+    print(f"{answer['held']:,} of {answer['capacity']:,} held" + (f", {more:,} of them not shown." if more > 0 else "."))
+    return 0
+
+
+def _print_columns(headings: list[str], rows: list[list[str]]) -> None:
+    """With `rich` if it is there and somebody looks, else plain columns."""
+    if sys.stdout.isatty():
+        with contextlib.suppress(ImportError):
+            from rich.console import Console
+            from rich.table import Table
+
+            table = Table(box=None, pad_edge=False)
+            for heading in headings:
+                table.add_column(heading, justify="left" if heading in ("state", "peer", "local") else "right")
+            for row in rows:
+                table.add_row(*row)
+            Console().print(table)
+            return
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for row in (headings, *rows):
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 # -- servers -----------------------------------------------------------------------------
 
 
@@ -280,10 +328,13 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
     for text in options.tap_address or []:
         if text != "none":
             ipaddress.ip_interface(text)
-    nic = Nic(options.device, addresses, mac=options.mac, mtu=options.mtu, poll=options.poll)
+    nic = Nic(
+        options.device, addresses, mac=options.mac, mtu=options.mtu, poll=options.poll, teardown=not options.no_teardown
+    )
     readings: dict[str, Callable[[], Any]] = {
         "stats": nic.stats,
         "info": lambda: _identity(nic.device, options.device),
+        "flows": nic.flow_table,
     }
     if options.device.startswith("sim:"):
         print("Starting the simulated NIC (the first start compiles it) ...", flush=True)

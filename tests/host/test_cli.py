@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from acceltcp import __version__, cli
+from acceltcp.abi.registers import ABI_MAJOR, ABI_MINOR
 from acceltcp.apps import tap
 from acceltcp.host import transport
 
@@ -75,7 +76,7 @@ def test_external_command_gets_its_words(monkeypatch, tmp_path):
 def test_info(fake, capsys):
     assert cli.main(["info", "--device", "fake:", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["abi"], found["queues"], found["features"]) == ("1.0", 4, ["SETUP"])
+    assert (found["abi"], found["queues"], found["features"]) == (f"{ABI_MAJOR}.{ABI_MINOR}", 4, ["SETUP"])
     fake.closed = False
     assert cli.main(["info", "--device", "fake:"]) == 0
     assert "queues" in capsys.readouterr().out

@@ -47,7 +47,7 @@ def frame(payload: bytes = b"", dst: str = "02:00:00:00:00:05") -> bytes:
 
 def test_identity(device):
     identity = device.identity
-    assert (identity.abi, identity.width, identity.ports, identity.queues) == ("1.0", 64, 1, 4)
+    assert (identity.abi, identity.width, identity.ports, identity.queues) == (f"{regs.ABI_MAJOR}.{regs.ABI_MINOR}", 64, 1, 4)
     assert identity.tick_us == 100 and identity.listeners == 8 and identity.max_frame == 9018
     assert identity.features == regs.Feature.SETUP
     device.require(regs.Feature.SETUP)
@@ -64,7 +64,7 @@ def test_not_our_device(transport):
 @pytest.mark.parametrize("abi", [(2, 0), (0, 9)])
 def test_other_abi_names_both_versions(transport, abi):
     transport.abi = abi
-    with pytest.raises(AbiMismatchError, match=rf"ABI {abi[0]}\.{abi[1]}, this driver ABI 1\.0"):
+    with pytest.raises(AbiMismatchError, match=rf"ABI {abi[0]}\.{abi[1]}, this driver ABI {regs.ABI_MAJOR}\.{regs.ABI_MINOR}"):
         Device(transport)
 
 

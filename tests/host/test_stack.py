@@ -415,7 +415,7 @@ def test_stats_have_every_layer():
     async def test(nic: Nic, net: RealTime) -> None:
         await nic.listen(80)
         stats = nic.stats()
-        assert set(stats) == {"counters", "queue", "tcp", "answers", "listeners"}
+        assert set(stats) == {"counters", "queue", "tcp", "flows", "answers", "listeners"}
         assert stats["counters"]["commands"] == 2 and stats["queue"]["commands"] == 2
 
     run(test)

@@ -59,7 +59,9 @@ class World:
         self.device.enable()
         self.queue = Queue(self.device, tx=tx, events=2 * tx)
         addresses = Addresses(["10.0.0.2/24", "fd00::2/64"], int.from_bytes(MAC, "big"))
-        self.endpoint = TcpEndpoint(self.queue, addresses, settings, now=self.now)
+        self.endpoint = TcpEndpoint(
+            self.queue, addresses, settings, now=self.now, ts_clock=self.transport.ts_clock
+        )
         self.queue.on_space = self.endpoint.unblock
         self.connections: list[TcpConnection] = []
         self.accepting = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import socket
@@ -37,7 +38,7 @@ def control_path(spec: str) -> Path:
 
 
 class ControlServer:
-    """Answers requests by name with what the given functions return. Use in `async with`."""
+    """Answers requests by name with what the given functions return or, being coroutines, end with. Use in `async with`."""
 
     def __init__(self, path: Path, readings: dict[str, Callable[[], Any]]) -> None:
         self.path = path
@@ -67,7 +68,10 @@ class ControlServer:
             name = line.decode(errors="replace").strip()
             reading = self._readings.get(name)
             try:
-                answer: dict[str, Any] = {"answer": reading()} if reading else {"answer": {}} if name == "ping" else {"error": "?"}
+                answer: dict[str, Any] = {"answer": {}} if name == "ping" else {"error": f"nothing is known of {name!r}"}
+                if reading is not None:
+                    value = reading()
+                    answer = {"answer": await value if inspect.isawaitable(value) else value}
             except DeviceError as error:
                 answer = {"error": str(error)}
             writer.write(json.dumps(answer).encode() + b"\n")
