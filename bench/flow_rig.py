@@ -27,7 +27,7 @@ __all__ = ["FlowRig"]
 PAYLOAD = b"final"
 BATCH = 4096
 RCV_NXT = 2
-_SLOT = FRAME_TABLE_ALIGN + 64
+_SLOT = 2 * FRAME_TABLE_ALIGN
 """A flow's table and its frame."""
 
 

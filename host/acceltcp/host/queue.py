@@ -92,8 +92,9 @@ _EV_OVERFLOW = EVENT_PACKING["overflow"]
 _EV_RTT = EVENT_PACKING["rtt"]
 _EV_RETRANSMISSIONS = EVENT_PACKING["retransmissions"]
 _TX_PORT_SHIFT = TX_DESCRIPTOR.positions["port"][0] - TX_DESCRIPTOR.positions["flags"][0]
-_OPCODE_AND_TAG = struct.Struct("<B3xI")
-assert (COMMAND.byte_offset("opcode"), COMMAND.byte_offset("tag")) == (0, 4)
+_TAG = struct.Struct("<I")
+_TAG_AT = COMMAND.byte_offset("tag")
+assert COMMAND.byte_offset("opcode") == 0
 assert LISTEN_COMMAND.size == COMMAND.size
 
 
@@ -364,7 +365,7 @@ class Queue:
         tag = self._next_tag
         self._next_tag = tag % 0xFFFFFFFF + 1
         slot[: COMMAND.size] = command
-        _OPCODE_AND_TAG.pack_into(slot, 0, command[0], tag)
+        _TAG.pack_into(slot, _TAG_AT, tag)
         address = self._tx_addresses[self.tx.tail & self._tx_mask]
         self.tx.push(address, COMMAND.size, 0, 0, 0, TxOpcode.COMMAND, 0)
         self._waiting[tag] = done
