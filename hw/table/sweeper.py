@@ -5,10 +5,11 @@ every group whose bit is set, and all of them while free records are wanted. A l
 steps after the last one began, or at once while free records are wanted (unless a whole lap has found none).
 The first lap after a reset clears all records.
 
-A visit is a request; its operation comes back `LATENCY` cycles after the grant with what was found.
+A visit is a request; its operation comes back `LATENCY` cycles after the grant with what was found. (Clearing is not
+answered.)
 
 * Throughput: one visit per cycle when granted in every cycle; a group costs 64 visits and 9 cycles, one whose bit is
-  clear 2 cycles.
+  clear 3 cycles.
 * Registered: requests. Overflow: cannot happen. Reset: starts with the clearing lap.
 """
 
@@ -100,14 +101,15 @@ class Sweeper(wiring.Component):
         ]
         m.d.sync += [
             self.probe_used.eq(probe.data),
-            open_visits.eq(open_visits + (self.request & self.grant) - self.result),
+            open_visits.eq(open_visits + (self.request & self.grant & ~self.clear) - self.result),
         ]
         with m.If(self.step & (since != LAP_STEPS)):
             m.d.sync += since.eq(since + 1)
-        with m.If(self.freed):
-            m.d.sync += starved.eq(0)
         with m.If(self.result):
             m.d.sync += [any_used.eq(any_used | self.used), any_given.eq(any_given | self.given)]
+        with m.If(self.freed):
+            # The lap under way may have passed it already: it has not been in vain.
+            m.d.sync += [starved.eq(0), any_given.eq(1)]
         with m.If(self.install):
             m.d.comb += mark.en.eq(1)
             with m.If(install_group == group):
