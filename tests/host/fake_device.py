@@ -1,7 +1,8 @@
 """A functional model of the NIC behind the `Transport` seam: no gateware, no process.
 
 It keeps registers, walks the rings, runs LISTEN commands, answers SYNs with real cookies and
-marks segments NEW, all at once in `write32` and `inject`. Written against the contract in
+marks segments NEW, all at once in `write32` and `inject`. Given room for flows it closes connections as
+docs/teardown.md says; their timers run in `sweep`. Written against the contract in
 `acceltcp.abi` and the standards, not against the driver. Frames that the device sends go to
 `on_wire`.
 """
@@ -25,15 +26,25 @@ from acceltcp.abi.cookie import (
     cookie,
 )
 from acceltcp.abi.messages import (
+    CLOSE_COMMAND,
     COMMAND,
     EVENT,
+    FINAL_FRAME,
+    FINAL_FRAMES_MAX,
+    FLOW_COMMAND,
+    FLOW_RECORD,
     LISTEN_COMMAND,
     RX_COMPLETION,
     RX_FREE,
     TX_DESCRIPTOR,
+    WINDOW_UNIT,
     ChecksumState,
+    CloseFlag,
     CommandOpcode,
     EventType,
+    FlowFlag,
+    FlowState,
+    FrameFlag,
     ListenFlag,
     Status,
     TxFlag,
@@ -121,10 +132,51 @@ class FakeQueue:
         self.state = regs.QueueState.DISABLED
 
 
-class FakeTransport(Transport):
-    """The device. `frozen` makes it stop looking at its rings until `thaw`."""
+BEFORE_LINGER = (FlowState.FIN_WAIT_1, FlowState.FIN_WAIT_2, FlowState.CLOSING, FlowState.LAST_ACK)
 
-    def __init__(self, *, queues: int = 4, listeners: int = 8, ports: int = 1, clock: Callable[[], float] = time.monotonic):
+
+@dataclass
+class FakeFlow:
+    """A flow: what `CLOSE` said (`command`, `frames`) and what has become of it. Times in timer steps."""
+
+    queue: int
+    command: dict[str, int]
+    key: tuple[bytes, bytes, int, int]
+    frames: list[tuple[dict[str, int], bytes]]
+    """Entries of the table, each with its frame as it was when the flow was taken."""
+    snd_end: int
+    una: int
+    rcv_nxt: int
+    state: FlowState
+    window: int
+    ts_recent: int
+    deadline: int
+    started: int
+    fin: bool = False
+    retries: int = 0
+    duplicates: int = 0
+    retransmissions: int = 0
+    rtt: int = 0
+    timed: bool = False
+    status: Status | None = None
+    """How it ended; FLOW_DONE has told so."""
+
+    @property
+    def timestamps(self) -> bool:
+        return bool(self.command["flags"] & CloseFlag.TIMESTAMPS)
+
+    @property
+    def unacked(self) -> int:
+        return self.snd_end - self.una & M32
+
+
+class FakeTransport(Transport):
+    """The device. `frozen` makes it stop looking at its rings until `thaw`. flows: how many it can close."""
+
+    def __init__(
+        self, *, queues: int = 4, listeners: int = 8, ports: int = 1, flows: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self.description = "fake:"
         self.queues, self.listeners_max, self.ports = queues, listeners, ports
         self.clock = clock
@@ -134,6 +186,9 @@ class FakeTransport(Transport):
         self.magic = regs.MAGIC
         self.map_hash = regs.map_hash()
         self.features = regs.Feature.SETUP
+        self.flows_max = 0
+        if flows:
+            self.give_flows(flows)
         self.stuck = False  # the reset never ends
         self.dead: Exception | None = None
         self.frozen = False
@@ -151,8 +206,17 @@ class FakeTransport(Transport):
         }
         self._reset()
 
+    def give_flows(self, count: int) -> None:
+        """Be a build that closes connections."""
+        self.features |= regs.Feature.TEARDOWN
+        self.flows_max = count
+
     def _reset(self) -> None:
         self.values: dict[int, int] = {}
+        self.flows: dict[int, FakeFlow] = {}
+        self.flow_secret = False
+        self.found: int | None = None
+        self.record = bytes(FLOW_RECORD.size)
         self.queue = [FakeQueue() for _ in range(self.queues)]
         self.listen: dict[int, dict[str, int]] = {}
         self.counters = dict.fromkeys((counter.name for counter in regs.COUNTERS), 0)
@@ -178,12 +242,19 @@ class FakeTransport(Transport):
             "IDENT.map_hash": lambda: self.map_hash,
             "IDENT.features": lambda: int(self.features),
             "IDENT.shape": lambda: register.encode(width=64, ports=self.ports, queues=self.queues, tick_us=10),
-            "IDENT.tables": lambda: register.encode(listeners=self.listeners_max),
+            "IDENT.tables": lambda: register.encode(
+                listeners=self.listeners_max, flows_log2=max(self.flows_max, 1).bit_length() - 1
+            ),
             "IDENT.max_frame": lambda: 9018,
             "CONTROL.status": lambda: register.encode(resetting=int(self.stuck), secret_valid=int(self.key is not None)),
             "TIME.ts_clock": self.ts_clock,
             "QUEUE.status": lambda: register.encode(state=self.queue[index].state, idle=1),
+            "FLOWS.status": lambda: register.encode(secret_valid=int(self.flow_secret), ready=1),
+            "FLOWS.held": lambda: len(self.flows),
+            "FLOWS.found": lambda: register.encode(found=int(self.found is not None), index=self.found or 0),
         }
+        if name.startswith("FLOWS.record"):
+            return struct.unpack_from("<I", self.record, 4 * int(name.removeprefix("FLOWS.record")))[0]
         if register.access is regs.Access.WO:
             return 0
         if name in computed:
@@ -208,6 +279,11 @@ class FakeTransport(Transport):
             self.secret_words[int(name[-1])] = value
         elif name == "SECRET.commit":
             self.key = struct.pack("<4I", *self.secret_words)
+        elif name == "FLOWS.commit":
+            self.flow_secret = True
+        elif name == "FLOWS.find":
+            self.found = min((at for at in self.flows if at >= value), default=None)
+            self.record = bytes(FLOW_RECORD.size) if self.found is None else self._flow_record(self.flows[self.found])
         elif block.name == "QUEUE":
             self._queue_write(register.name, index, fields)
 
@@ -346,10 +422,18 @@ class FakeTransport(Transport):
             status = hooked
         elif fields["opcode"] in (CommandOpcode.LISTEN, CommandOpcode.UNLISTEN, CommandOpcode.LISTEN_UPDATE):
             status, value = self._listen(LISTEN_COMMAND.unpack(data))
+        elif fields["opcode"] == CommandOpcode.CLOSE:
+            status, value = self._close(index, CLOSE_COMMAND.unpack(data))
+        elif fields["opcode"] == CommandOpcode.FLOW_UPDATE:
+            status = self._flow_update(FLOW_COMMAND.unpack(data))
         elif fields["opcode"] != CommandOpcode.NOP:
             status = Status.BAD_OPCODE
         self.counters["command_errors" if status else "commands"] += 1
         self.post_event(index, type=EventType.COMMAND_DONE, status=status, index=at, tag=fields["tag"], value=value)
+        if fields["opcode"] == CommandOpcode.CLOSE and status == Status.OK:
+            self._send_unsent(value)
+        elif fields["opcode"] == CommandOpcode.FLOW_UPDATE and status == Status.OK:
+            self._flow_told(FLOW_COMMAND.unpack(data))
 
     def _listen(self, fields: dict[str, int]) -> tuple[Status, int]:
         key_flags = ListenFlag.IPV6 | ListenFlag.ANY_ADDRESS
@@ -374,6 +458,290 @@ class FakeTransport(Transport):
         else:
             self.listen[known[key]] = fields
         return Status.OK, known[key]
+
+    # -- flows -----------------------------------------------------------------------------
+
+    @property
+    def _steps(self) -> int:
+        """Time in timer steps of four ticks of 100 us."""
+        return int((self.clock() - self.started) * 10_000 / regs.TIMER_TICKS)
+
+    def _flow_time(self, name: str) -> int:
+        register = next(register for register in regs.FLOWS.registers if register.name == name)
+        return self.values.get(regs.FLOWS.address(name), register.reset)
+
+    def _close(self, queue: int, command: dict[str, int]) -> tuple[Status, int]:
+        """The checks of docs/teardown.md in their order, then the flow."""
+        count, sent, ts = command["frames"], command["sent"], bool(command["flags"] & CloseFlag.TIMESTAMPS)
+        ipv6 = bool(command["flags"] & CloseFlag.IPV6)
+        same = command["remote"] == command["local"] and command["remote_port"] == command["local_port"]
+        if (
+            not 1 <= count <= FINAL_FRAMES_MAX or sent > count or not command["retries"] or command["port"] >= self.ports
+            or not 0 < command["rto"] < 1 << 14 or command["table"] % 256 or command["table"] >> 54 or same
+            or command["wscale"] > 14 or command["flags"] & ~sum(CloseFlag)
+        ):  # fmt: skip
+            return Status.BAD_ARGUMENT, 0
+        table = self.at(command["table"], count * FINAL_FRAME.size)
+        if table is None:
+            return Status.BAD_ADDRESS, 0
+        entries = [FINAL_FRAME.unpack(bytes(table), number * FINAL_FRAME.size) for number in range(count)]
+        first = seq = entries[0]["seq"]
+        for number, entry in enumerate(entries):
+            payload = entry["length"] - entry["l4_offset"] - (32 if ts else 20)
+            if payload < 0 or entry["length"] > 9018:
+                return Status.BAD_LENGTH, 0
+            if entry["seq"] != seq or entry["flags"] != (FrameFlag.IPV6 if ipv6 else 0) or (not payload and number < count - 1):
+                return Status.BAD_ARGUMENT, 0
+            seq = seq + payload & M32
+        end = seq + 1 & M32
+        if end - first & M32 > (1 << 18) - 1:
+            return Status.BAD_ARGUMENT, 0
+        if not self.flow_secret:
+            return Status.NO_SECRET, 0
+        if len(self.flows) >= self.flows_max:
+            return Status.TABLE_FULL, 0
+        # Remote and local address as the command has them, and the ports.
+        remote, local = (command[name].to_bytes(16, "little") for name in ("remote", "local"))
+        key = remote, local, command["remote_port"], command["local_port"]
+        if self._flow_of(key) is not None:
+            return Status.DUPLICATE, 0
+        frames = [(entry, bytes(self.at(entry["address"], entry["length"]) or b"")) for entry in entries]
+        fin = bool(command["flags"] & CloseFlag.PEER_FIN)
+        index = min(set(range(self.flows_max)) - set(self.flows))
+        self.flows[index] = FakeFlow(
+            queue, command, key, frames, end, first, command["rcv_nxt"], FlowState.LAST_ACK if fin else FlowState.FIN_WAIT_1,
+            command["window"], command["ts_recent"], self._steps + command["rto"], self._steps, fin=fin, timed=not sent,
+        )  # fmt: skip
+        return Status.OK, index
+
+    def _send_unsent(self, index: int) -> None:
+        flow = self.flows[index]
+        for frame in flow.frames[flow.command["sent"] :]:
+            self._send_frame(flow, frame)
+
+    def _send_frame(self, flow: FakeFlow, frame: tuple[dict[str, int], bytes], again: bool = False) -> None:
+        entry, before = frame
+        flow.retransmissions += again
+        flow.timed = flow.timed and not again
+        data = self.at(entry["address"], entry["length"])
+        if data is None:
+            self.end_flow(flow, Status.BAD_ADDRESS)
+            return
+        assert bytes(data) == before, "a final frame has changed while it was the NIC's"
+        l4, ipv6 = entry["l4_offset"], bool(entry["flags"] & FrameFlag.IPV6)
+        out = bytearray(data)
+        struct.pack_into("!I", out, l4 + 8, flow.rcv_nxt)
+        if flow.timestamps:
+            struct.pack_into("!II", out, l4 + 24, self.ts_clock(), flow.ts_recent)
+        flags = TxFlag.L4_CHECKSUM | (TxFlag.IPV6 if ipv6 else TxFlag.IPV4_CHECKSUM)
+        self.on_wire(insert_checksums(bytes(out), l4 - (40 if ipv6 else 20), l4, flags).ljust(60, b"\0"))
+
+    def _send_first(self, flow: FakeFlow, count: int = 1) -> None:
+        """Retransmit the first frames that are not acknowledged whole."""
+        ends = [entry["seq"] for entry, _ in flow.frames[1:]] + [flow.snd_end]
+        left = [frame for frame, end in zip(flow.frames, ends, strict=True) if (flow.snd_end - end & M32) < flow.unacked]
+        for frame in left[:count]:
+            self._send_frame(flow, frame, again=True)
+
+    def _turned(self, frame: bytes, l3: int, l4: int, flow: FakeFlow, flags: int) -> None:
+        """A segment of the NIC's own to whoever sent `frame`."""
+        ipv6 = l4 - l3 == 40
+        body = b"\1\1\x08\x0a" + struct.pack("!II", self.ts_clock(), flow.ts_recent) if flow.timestamps else b""
+        segment = TCP.pack(
+            src_port=flow.command["local_port"], dst_port=flow.command["remote_port"], seq=flow.snd_end, ack=flow.rcv_nxt,
+            data_offset=5 + len(body) // 4, flags=flags, window=self._flow_time("window"),
+        ) + body  # fmt: skip
+        if ipv6:
+            ip = IPV6.unpack(frame, l3)
+            header = IPV6.pack(
+                version=6, payload_length=len(segment), next_header=6, hop_limit=64, src=ip["dst"], dst=ip["src"]
+            )
+        else:
+            ip = IPV4.unpack(frame, l3)
+            header = IPV4.pack(
+                version=4, ihl=5, total_length=20 + len(segment), ttl=64, protocol=6, src=ip["dst"], dst=ip["src"]
+            )
+        link = frame[6:12] + frame[0:6] + frame[12:l3]
+        checks = TxFlag.L4_CHECKSUM | (TxFlag.IPV6 if ipv6 else TxFlag.IPV4_CHECKSUM)
+        self.on_wire(insert_checksums(link + header + segment, l3, l4, checks).ljust(60, b"\0"))
+
+    def end_flow(self, flow: FakeFlow, status: Status, state: FlowState = FlowState.LINGER) -> None:
+        """TIME_WAIT or LINGER; the host is told unless it has been."""
+        if state is FlowState.TIME_WAIT and not self._flow_time("time_wait"):
+            state = FlowState.LINGER
+        flow.state = state
+        flow.deadline = self._steps + self._flow_time("time_wait" if state is FlowState.TIME_WAIT else "linger")
+        if flow.status is None:
+            flow.status = status
+            index = next(index for index, other in self.flows.items() if other is flow)
+            self.post_event(
+                flow.queue, type=EventType.FLOW_DONE, status=status, value=index, rtt=flow.rtt,
+                retransmissions=min(flow.retransmissions, 63),
+            )  # fmt: skip
+
+    def _acknowledged(self, flow: FakeFlow, ack: int, window: int, ts_recent: int | None) -> None:
+        """Rules 8 to 11, without duplicate ACKs."""
+        new = (flow.snd_end - ack & M32) < flow.unacked
+        if (flow.snd_end - ack & M32) <= flow.unacked:
+            opened = not flow.window and window
+            flow.window = window
+            if new:
+                flow.una = ack
+                if flow.timed:
+                    flow.rtt, flow.timed = self._steps - flow.started, False
+                repeated = flow.retries or flow.duplicates >= 3
+                flow.retries, flow.duplicates = 0, 3 if repeated and flow.unacked else 0
+                flow.deadline = self._steps + flow.command["rto"]
+                if flow.unacked and repeated:
+                    self._send_first(flow, 2)
+            elif opened and flow.unacked:
+                self._send_first(flow, 2)
+        if ts_recent is not None:
+            flow.ts_recent = ts_recent
+        if not flow.unacked:
+            if flow.state is FlowState.FIN_WAIT_1:
+                flow.state, flow.deadline = FlowState.FIN_WAIT_2, self._steps + self._flow_time("fin_wait_2")
+            elif flow.state is FlowState.CLOSING:
+                self.end_flow(flow, Status.OK, FlowState.TIME_WAIT)
+            elif flow.state is FlowState.LAST_ACK:
+                self.end_flow(flow, Status.OK)
+
+    def _fin_received(self, flow: FakeFlow) -> None:
+        """Rule 13."""
+        flow.fin, flow.rcv_nxt = True, flow.rcv_nxt + 1 & M32
+        if flow.state is FlowState.FIN_WAIT_1:
+            flow.state = FlowState.CLOSING
+        elif flow.state is FlowState.FIN_WAIT_2:
+            self.end_flow(flow, Status.OK, FlowState.TIME_WAIT)
+
+    def _flow_segment(
+        self, flow: FakeFlow, frame: bytes, l3: int, l4: int, tcp: dict[str, int], options: Options | None, payload: int
+    ) -> None:
+        """The rules of docs/teardown.md for a received segment; challenge ACKs have no limit here."""
+        flags = tcp["flags"]
+        fin = bool(flags & TCPFlag.FIN)
+        offset = (tcp["seq"] - flow.rcv_nxt + (1 << 31) & M32) - (1 << 31)
+        length = payload + fin
+
+        def reply() -> None:
+            self._turned(frame, l3, l4, flow, TCPFlag.ACK)
+
+        if flow.state not in BEFORE_LINGER:
+            if flow.state is FlowState.TIME_WAIT and fin:
+                flow.deadline = self._steps + self._flow_time("time_wait")
+                reply()
+            return
+        if options is None:
+            return
+        if flags & TCPFlag.RST:
+            if offset == 0:
+                self.end_flow(flow, Status.RESET)
+            elif 0 < offset < 65535:
+                reply()
+            return
+        if flow.timestamps and options.ts is None:
+            return
+        old = flow.timestamps and options.ts is not None and options.ts[0] - flow.ts_recent & M32 >= 1 << 31
+        if old or flags & TCPFlag.SYN:
+            reply()
+            return
+        if not flags & TCPFlag.ACK:
+            return
+        genuine = (flow.snd_end - tcp["ack"] & M32) < 1 << min(18 + flow.command["wscale"], 31)
+        window = min((tcp["window"] << flow.command["wscale"]) // WINDOW_UNIT, 4095)
+        ts_recent = options.ts[0] if flow.timestamps and options.ts is not None and offset <= 0 else None
+        if offset >= 65535 or offset + length < 0 or (length and offset + length <= 0) or (not length and offset < 0):
+            if length or offset == -1:
+                reply()
+            if genuine and -65535 <= offset < 0:
+                self._acknowledged(flow, tcp["ack"], flow.window, None)
+            return
+        if not genuine:
+            reply()
+            return
+        duplicate = tcp["ack"] == flow.una and not length and window == flow.window and window and flow.unacked
+        if duplicate:
+            flow.duplicates += 1
+            if flow.duplicates == 3:
+                self._send_first(flow)
+        self._acknowledged(flow, tcp["ack"], window, ts_recent)
+        if flow.state not in BEFORE_LINGER or flow.fin:
+            return
+        if payload and offset + payload > 0:
+            if not flow.unacked:
+                self._turned(frame, l3, l4, flow, TCPFlag.RST | TCPFlag.ACK)
+                self.end_flow(flow, Status.PEER_DATA)
+        elif fin and offset + payload == 0:
+            self._fin_received(flow)
+            reply()
+
+    def _flow_update(self, fields: dict[str, int]) -> Status:
+        flow = self.flows.get(fields["flow"])
+        if flow is None or flow.state not in BEFORE_LINGER or flow.snd_end != fields["snd_end"]:
+            return Status.NOT_FOUND
+        return Status.OK
+
+    def _flow_told(self, fields: dict[str, int]) -> None:
+        flow = self.flows[fields["flow"]]
+        if fields["flags"] & FlowFlag.ABORT:
+            self.end_flow(flow, Status.ABORTED)
+            return
+        newer = fields["ts_recent"] - flow.ts_recent & M32 < 1 << 31
+        if (flow.snd_end - fields["ack"] & M32) < 1 << min(18 + flow.command["wscale"], 31):
+            self._acknowledged(flow, fields["ack"], fields["window"], fields["ts_recent"] if newer else None)
+        if fields["flags"] & FlowFlag.FIN and not flow.fin and flow.state in BEFORE_LINGER:
+            self._fin_received(flow)
+
+    def sweep(self) -> None:
+        """Run the timers of flows."""
+        now = self._steps
+        for index, flow in list(self.flows.items()):
+            if now < flow.deadline:
+                continue
+            if flow.state in (FlowState.TIME_WAIT, FlowState.LINGER):
+                del self.flows[index]
+            elif flow.state is FlowState.FIN_WAIT_2:
+                self.end_flow(flow, Status.FIN_TIMED_OUT)
+            elif flow.retries >= flow.command["retries"]:
+                self.end_flow(flow, Status.TIMED_OUT)
+            else:
+                flow.retries += 1
+                flow.deadline = now + min(flow.command["rto"] << flow.retries, self._flow_time("max_rto"))
+                self._send_first(flow)
+
+    def _flow_record(self, flow: FakeFlow) -> bytes:
+        return FLOW_RECORD.pack(
+            state=flow.state, port=flow.command["port"], timestamps=int(flow.timestamps), queue=flow.queue,
+            frames=len(flow.frames), retries=flow.retries, retry_limit=flow.command["retries"], snd_end=flow.snd_end,
+            table=flow.command["table"], unacked=flow.unacked, rcv_nxt=flow.rcv_nxt, ts_recent=flow.ts_recent,
+            deadline=flow.deadline - self._steps & M32, rto=flow.command["rto"], window=flow.window,
+        )  # fmt: skip
+
+    def _flow_of(self, key: tuple[bytes, bytes, int, int]) -> tuple[int, FakeFlow] | None:
+        return next(((index, flow) for index, flow in self.flows.items() if flow.key == key), None)
+
+    def _flow_takes(
+        self, frame: bytes, l3: int, l4: int, src: int, dst: int, tcp: dict[str, int], options: Options | None, payload: int
+    ) -> bool:
+        """Whether the segment is a flow's. A newer SYN ends TIME_WAIT and LINGER (RFC 6191) and is nobody's."""
+        remote, local = ((address if l4 - l3 == 40 else address & M32).to_bytes(16, "big") for address in (src, dst))
+        found = self._flow_of((remote, local, tcp["src_port"], tcp["dst_port"]))
+        if found is None:
+            return False
+        index, flow = found
+        plain_syn = tcp["flags"] & (TCPFlag.SYN | TCPFlag.ACK | TCPFlag.RST | TCPFlag.FIN) == TCPFlag.SYN
+        if plain_syn and options is not None and flow.state not in BEFORE_LINGER:
+            after = (tcp["seq"] - flow.rcv_nxt - 1 & M32) < (1 << 31) - 1
+            if options.ts is not None and flow.timestamps:
+                ahead = options.ts[0] - flow.ts_recent & M32
+                after = 0 < ahead < 1 << 31 or (not ahead and after)
+            elif options.ts is not None:
+                after = True
+            if after:
+                del self.flows[index]
+                return False
+        self._flow_segment(flow, frame, l3, l4, tcp, options, payload)
+        return True
 
     # -- packets in ------------------------------------------------------------------------
 
@@ -430,6 +798,8 @@ class FakeTransport(Transport):
             out.update(tcp=1, l4_offset=l4, payload_offset=payload, l4_checksum=ChecksumState.GOOD)
             options = Options.parse(frame[l4 + 20 : payload])
             out["options_bad"] = options is None
+            if self.flows and self._flow_takes(frame, l3, l4, src, dst, tcp, options, end - payload):
+                return
             queue = self._setup(frame, l3, l4, src, dst, tcp, options, end - payload, "ipv6" in out, out)
             if queue is None:
                 return
