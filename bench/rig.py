@@ -119,7 +119,7 @@ class Rig:
 
     def take_events(self) -> list[dict[str, int]]:
         """Events since the last call (the NIC is not told that they were taken)."""
-        found = []
+        found: list[dict[str, int]] = []
         while True:
             at = self._events + self._event_head % (1 << _EVENT_LOG2) * EVENT.size
             phase = ~(self._event_head >> _EVENT_LOG2) & 1

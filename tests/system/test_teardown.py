@@ -107,7 +107,7 @@ class Books:
         held = self._world.nic.device.registers.FLOWS.held
         wait_until("the table is empty", lambda: self._world.do(held.get) == 0, timeout)
         flows = self._world.do(self._world.nic.stats)["flows"]
-        assert flows["held"] == 0 and flows["memory"] == 0, flows
+        assert flows["held"] == 0 and flows["memory_bytes"] == 0, flows
         return self.outcomes()
 
 

@@ -46,7 +46,7 @@ async def identity(dut):
         "queues": config.queues,
         "tick_us": config.tick_us // 10,
     }
-    assert await tb.read_fields("IDENT", "tables") == {"listeners": config.listeners, "flows_log2": 0}
+    assert await tb.read_fields("IDENT", "tables") == {"listeners": config.listeners, "flows_log2": config.flow_bits}
     assert await tb.read("IDENT", "max_frame") == config.max_frame
 
 

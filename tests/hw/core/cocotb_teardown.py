@@ -508,6 +508,8 @@ async def many_at_once(dut):
         await flow.expect_frame(0)
     assert await held(tb) == len(flows) and set(await records(tb)) == {flow.index for flow in flows}
     tb.tx[0].pause = lambda: tb.rng.random() < 0.3
+    if not tb.config.pipelined_hash:  # an iterative hash does not keep up with the wire
+        tb.rx[0].gap = lambda: tb.rng.random() < 0.75
     order = [flow for flow in flows for _ in range(2)]
     tb.rng.shuffle(order)
     seen: dict[int, int] = {}

@@ -16,6 +16,7 @@ from acceltcp.abi.messages import CommandOpcode, ListenFlag, Verdict
 from hw.config import NicConfig
 from hw.packet.meta import Reply, ReplyKind, RxDispatch, RxMeta
 from hw.stream.beat import packet_stream
+from hw.table.lookup import ConnectionLookup
 from hw.tcp.reply import ReplyBuilder
 from hw.tcp.setup import REPLIES, Setup
 from tests.hw.simulate import packets, run, sometimes
@@ -406,15 +407,17 @@ def test_small_engine_passes_what_needs_no_hash():
 
 
 class Replier(wiring.Component):
-    """Setup and ReplyBuilder, wired as in the NIC."""
+    """Setup, ReplyBuilder and an empty connection table, wired as in the NIC."""
 
     def __init__(self, config):
-        self.setup, self.builder = Setup(config), ReplyBuilder(config)
+        self.setup, self.builder, self.lookup = Setup(config), ReplyBuilder(config), ConnectionLookup(config)
         super().__init__({"o": Out(packet_stream(config.width)), "unused": In(1)})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.setup, m.submodules.builder = self.setup, self.builder
+        m.submodules.setup, m.submodules.builder, m.submodules.lookup = self.setup, self.builder, self.lookup
+        wiring.connect(m, self.setup.connection, self.lookup.connection)
+        wiring.connect(m, self.lookup.lookup, self.setup.lookup)
         wiring.connect(m, self.setup.syn_ack, self.builder.i)
         wiring.connect(m, self.builder.o, wiring.flipped(self.o))
         return m
