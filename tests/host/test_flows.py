@@ -6,6 +6,8 @@ the last part. Whatever happens, memory of final frames comes back exactly once 
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import logging
 import random
 from dataclasses import dataclass, field
@@ -15,16 +17,19 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 
-from acceltcp.abi.messages import CommandOpcode, FlowState, Status
-from acceltcp.host import Device, DeviceError, TcpSettings
+import acceltcp.host
+from acceltcp.abi.messages import CommandOpcode, EventType, FlowState, Status
+from acceltcp.apps.http import HttpServer
+from acceltcp.host import Connection, Device, DeviceError, DeviceLostError, Nic, TcpSettings
 from acceltcp.host.errors import DeviceTimeoutError
 from acceltcp.host.flows import Flow, Flows, Phase
 from acceltcp.host.frames import FRAME_MEMORY_BYTES, FramePool
 from acceltcp.host.handover import HandOver
 from acceltcp.host.tcp import State
 
-from .fake_device import FakeFlow
-from .world import ACK, CLIENT_MAC, FIN, M32, MAC, Client, World
+from .fake_device import FakeFlow, FakeTransport
+from .test_stack import ADDRESSES, QUICK, RealTime, until
+from .world import ACK, CLIENT_MAC, FIN, M32, MAC, PSH, RST, SYN, Client, World
 
 PATTERN = random.Random(11).randbytes(1 << 18)
 REFUSALS = (
@@ -567,3 +572,789 @@ def test_full_ring_costs_no_memory():
             [frame_of()], l4=34, ipv6=False, sent=0, rcv_nxt=5, fin=False, window=1, wscale=0, timestamps=True, user=None
         )  # fmt: skip
     assert not world.flows.open and world.pool.used == 0 and len(world.pool.back) == 1
+
+
+# -- packets that reached the host's ring before the NIC took over -------------------------
+
+DATA = b"w" * 1000
+"""What the host has sent before `in_flight`, and the peer has not acknowledged."""
+
+
+def in_flight(moment: str, send) -> tuple[FlowWorld, Client, Watcher]:
+    """A world in which `send(client)` reached the host's ring while CLOSE was on its way, and is looked at
+
+    * "posted": before COMMAND_DONE comes,
+    * "held": with COMMAND_DONE,
+    * "done": with COMMAND_DONE and FLOW_DONE (status OK).
+    """
+    world = FlowWorld()
+    client, watcher = world.opened()
+    client.auto = False
+    world.connections[0].write(DATA)
+    world.run(0.02)
+    world.transport.frozen = True
+    world.connections[0].close()
+    world.turn()
+    assert len(world.flows.posted) == 1 and client.rcv - len(DATA) - 1 & M32 == client.irs
+    client.seen.clear()
+    carry, world.to_nic = world.to_nic, world.transport.inject
+    send(client)
+    world.to_nic = carry
+    if moment == "posted":
+        world.turn()
+    world.transport.thaw()
+    if moment == "done":
+        world.transport.end_flow(world.flow, Status.OK)
+    world.turn()
+    world.turn()
+    assert watcher.flow is not None or world.connections[0].error is not None
+    return world, client, watcher
+
+
+def closes_in_the_nic(world: FlowWorld, client: Client, watcher: Watcher) -> None:
+    assert world.flow.state in (FlowState.FIN_WAIT_1, FlowState.FIN_WAIT_2, FlowState.CLOSING)
+    world.run(0.02)
+    if watcher.flow is not None and not client.fin_wanted:
+        finish(world, client)
+    assert bytes(client.got) == DATA and client.fin_seen and watcher.ends == [None]
+    assert world.flows.counts["closed"] == 1
+    world.settled()
+
+
+moments = pytest.mark.parametrize("moment", ["posted", "held"])
+
+
+@moments
+def test_acknowledgment_in_flight_is_told(moment):
+    world, client, watcher = in_flight(moment, lambda client: client.send(client.nxt, ACK, window=77))
+    assert (world.flow.unacked, world.flow.window * 64) == (1, 77 << 7)
+    assert world.commands.count(CommandOpcode.FLOW_UPDATE) == 1
+    assert world.flows.counts["stragglers"] == (moment == "held")
+    closes_in_the_nic(world, client, watcher)
+
+
+@moments
+def test_no_news_in_flight_change_nothing(moment):
+    world, client, watcher = in_flight(moment, lambda client: client.send(client.nxt, ACK, ack=client.irs + 1))
+    assert (world.flow.unacked, world.flow.window) == (1001, 4095)
+    closes_in_the_nic(world, client, watcher)
+
+
+@moments
+@pytest.mark.parametrize("ahead", [2, 1 << 20, 1 << 31])
+def test_acknowledgment_of_what_was_never_sent(moment, ahead):
+    # Behind DATA there is our FIN; `ahead` lies beyond it.
+    world, client, watcher = in_flight(moment, lambda client: client.send(client.nxt, ACK, ack=client.rcv + ahead, window=9))
+    assert (world.flow.unacked, world.flow.window) == (1001, 4095)
+    closes_in_the_nic(world, client, watcher)
+
+
+@moments
+def test_repeated_segment_in_flight(moment):
+    world, client, watcher = in_flight(
+        moment, lambda client: client.send(client.nxt - 1, ACK, b"?", ack=client.irs + 1)
+    )
+    assert world.flow.rcv_nxt == client.nxt and not world.flow.fin
+    if moment == "posted":
+        world.run(0.006)
+        assert client.nxt in [segment.ack for segment in client.seen]
+    closes_in_the_nic(world, client, watcher)
+
+
+@moments
+@pytest.mark.parametrize("fin", [0, FIN])
+def test_new_data_in_flight_are_left_for_the_nic_to_judge(moment, fin):
+    world, client, watcher = in_flight(moment, lambda client: client.send(client.nxt, ACK | fin, b"news"))
+    # What they acknowledge is told, but nobody has acknowledged them.
+    assert world.flow.unacked == 1 and world.flow.rcv_nxt == client.nxt and not world.flow.fin
+    world.run(0.02)
+    assert all(segment.ack == client.nxt for segment in client.seen)
+    # The peer repeats them, and has acknowledged everything by then.
+    client.send(client.nxt, ACK | fin, b"news", ack=world.flow.snd_end)
+    world.run(0.02)
+    assert client.reset and world.flow.state is FlowState.LINGER
+    (error,) = watcher.ends
+    assert isinstance(error, ConnectionResetError) and world.flows.counts["peer_data"] == 1
+    world.settled()
+
+
+@moments
+def test_fin_in_flight_is_told_and_acknowledged(moment):
+    def close(client: Client) -> None:
+        client.send(client.nxt, ACK | FIN, ack=client.irs + 1)
+        client.fin_wanted = True
+
+    world, client, watcher = in_flight(moment, close)
+    assert world.flow.fin and world.flow.state is FlowState.CLOSING and world.flow.rcv_nxt == client.nxt + 1 & M32
+    world.run(0.006)
+    assert client.fin_acked
+    client.auto = True
+    client.send(client.nxt, ACK)
+    world.run(0.5)
+    assert bytes(client.got) == DATA and watcher.ends == [None] and world.flows.counts["closed"] == 1
+    world.settled()
+
+
+@moments
+def test_fin_that_acknowledges_everything_in_flight(moment):
+    """Our FIN had been sent before, so nothing is left to do but to tell the NIC."""
+    world = FlowWorld()
+    client, watcher = world.opened()
+    client.auto = False
+    world.connections[0].write(DATA)
+    world.connections[0].shutdown()
+    world.run(0.02)
+    assert client.fin_seen
+    world.transport.frozen = True
+    world.connections[0].close()
+    world.turn()
+    assert len(world.flows.posted) == 1
+    world.to_nic = world.transport.inject
+    client.send(client.nxt, ACK | FIN)
+    if moment == "posted":
+        world.turn()
+    world.transport.thaw()
+    world.turn()
+    world.turn()
+    assert world.flow.state is FlowState.TIME_WAIT and watcher.ends == [None]
+    assert world.flow.rcv_nxt == client.nxt + 1 & M32
+    assert world.endpoint.stats["closed"] == 1 and world.flows.counts["closed"] == 1
+    world.run(5)
+    world.settled()
+
+
+@moments
+def test_reset_in_flight_ends_the_flow(moment):
+    world, client, watcher = in_flight(moment, lambda client: client.send(client.nxt, RST))
+    assert world.flow.status == Status.ABORTED and world.flows.counts["aborted"] == 1
+    (error,) = watcher.ends
+    assert isinstance(error, ConnectionResetError) and error.errno == errno.ECONNRESET
+    assert (world.endpoint.stats["closed"], world.endpoint.stats["failed"]) == (0, 1)
+    world.run(0.02)
+    assert not client.reset, "a reset is not answered by a reset"
+    world.settled()
+
+
+@moments
+@pytest.mark.parametrize("offset", [-1, 1, 1 << 20, 1 << 31])
+def test_reset_with_another_number_does_nothing(moment, offset):
+    world, client, watcher = in_flight(moment, lambda client: client.send(client.nxt + offset, RST))
+    assert world.flow.status is None and not watcher.ends
+    closes_in_the_nic(world, client, watcher)
+
+
+@moments
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda client: client.send(client.nxt, ACK, tsval=client.tsval() - 1000),
+        lambda client: client.send(client.nxt, ACK, options=b""),
+        lambda client: client.send(client.nxt, ACK | SYN, options=None),
+        lambda client: client.send(client.nxt, PSH),
+        lambda client: client.send(client.nxt + (1 << 21), ACK),
+        lambda client: client.send(client.nxt - 70_000, ACK),
+        lambda client: client.send(client.nxt - 70_000, ACK | FIN),
+    ],
+    ids=["old timestamp", "no timestamp", "SYN", "no ACK", "beyond the window", "long ago", "FIN long ago"],
+)
+def test_unacceptable_segment_in_flight_says_nothing(moment, odd):
+    world, client, watcher = in_flight(moment, odd)
+    assert world.flow.unacked == 1001 and not world.flow.fin and CommandOpcode.FLOW_UPDATE not in world.commands
+    closes_in_the_nic(world, client, watcher)
+
+
+@pytest.mark.parametrize("flags", [ACK, ACK | FIN, RST])
+@pytest.mark.parametrize("payload", [b"", b"news"])
+def test_what_is_looked_at_after_the_end_is_a_duplicate(flags, payload):
+    world, client, watcher = in_flight("done", lambda client: client.send(client.nxt, flags, payload))
+    assert watcher.ends == [None] and world.endpoint.stats["duplicates_of_closed"] == 1
+    world.run(0.02)
+    # Of the NIC there is the last frame with FIN; the host says nothing.
+    assert [segment.flags & (FIN | RST) for segment in client.seen] == [FIN]
+    world.settled()
+
+
+def test_many_stragglers_are_told_at_once():
+    world, _, _ = in_flight("held", lambda client: [client.send(client.nxt, ACK, ack=client.irs + n) for n in range(2, 900, 50)])
+    assert world.flow.unacked == 1001 - 851 and world.commands.count(CommandOpcode.FLOW_UPDATE) == 1
+    assert world.flows.counts["stragglers"] == 18 and world.flows.counts["updates"] == 1
+
+
+def test_retransmission_timer_rests_while_close_is_on_its_way():
+    world = FlowWorld()
+    client, watcher = world.opened()
+    client.auto = False
+    world.connections[0].write(DATA)
+    world.run(0.02)
+    world.transport.frozen = True
+    world.connections[0].close()
+    world.turn()
+    tail = world.queue.tx.tail
+    world.run(5)
+    assert world.queue.tx.tail == tail
+    world.refuse = Status.TABLE_FULL
+    world.transport.thaw()
+    client.auto = True
+    closes_in_software(world, client, watcher, DATA)
+
+
+# -- how flows end ------------------------------------------------------------------------
+
+ENDS = [
+    (Status.OK, "closed", None, False),
+    (Status.RESET, "reset", ConnectionResetError, False),
+    (Status.TIMED_OUT, "timed_out", TimeoutError, True),
+    (Status.PEER_DATA, "peer_data", ConnectionResetError, False),
+    (Status.FIN_TIMED_OUT, "fin_timed_out", None, False),
+    (Status.ABORTED, "aborted", ConnectionAbortedError, False),
+    (Status.BAD_ADDRESS, "faults", OSError, True),
+    (Status.BAD_LENGTH, "faults", OSError, True),
+]  # fmt: skip
+"""Status of FLOW_DONE, its counter, what a user is told, whether the host resets a peer that the NIC left waiting."""
+
+
+@pytest.mark.parametrize(("status", "counter", "error", "resets"), ENDS, ids=lambda value: getattr(value, "name", None))
+def test_every_end_has_its_counter_and_error(status, counter, error, resets):
+    world = FlowWorld()
+    client, watcher = world.held()
+    world.flow.rtt, world.flow.retransmissions = 250, 3
+    world.transport.end_flow(world.flow, status)
+    world.turn()
+    assert watcher.flow.phase is Phase.DONE and watcher.flow.end.status is status
+    assert watcher.flow.end.rtt == pytest.approx(0.1) and watcher.flow.end.retransmissions == 3
+    (told,) = watcher.ends
+    assert told is watcher.flow.end.error is None if error is None else isinstance(told, error)
+    if counter == "faults":
+        assert told.errno == errno.EIO and status.name in str(told)
+    stats = world.flows.stats()
+    outcomes = {name: stats[name] for name in ("closed", "reset", "timed_out", "peer_data", "fin_timed_out", "aborted", "faults", "lost")}
+    assert outcomes == {name: int(name == counter) for name in outcomes}
+    assert stats["retransmissions"] == world.endpoint.stats["retransmissions"] == 3
+    assert (stats["rtt_samples"], stats["rtt_mean_us"], stats["held"], stats["memory_bytes"]) == (1, 100_000, 0, 0)
+    assert (world.endpoint.stats["closed"], world.endpoint.stats["failed"]) == ((1, 0) if error is None else (0, 1))
+    world.run(0.02)
+    assert client.reset == resets
+    world.settled()
+
+
+def test_peer_that_resets():
+    world = FlowWorld()
+    client, watcher = world.held()
+    client.send(client.nxt, RST)
+    world.run(0.02)
+    assert [type(error) for error in watcher.ends] == [ConnectionResetError] and world.flows.counts["reset"] == 1
+    world.settled()
+
+
+def test_peer_that_is_gone():
+    world = FlowWorld(settings=TcpSettings(retries=3, initial_rto=0.2))
+    client, watcher = world.held()
+    world.run(20, lambda: bool(watcher.ends))
+    assert [type(error) for error in watcher.ends] == [TimeoutError]
+    assert watcher.flow.end.retransmissions == 3 == world.flows.counts["retransmissions"]
+    world.run(0.02)
+    assert client.reset
+    world.settled()
+
+
+def test_peer_that_never_closes():
+    world = FlowWorld(settings=TcpSettings(fin_wait_2=1.5))
+    client, watcher = world.held()
+    world.run(0.02)
+    client.send(client.nxt, ACK)
+    world.run(0.1)
+    assert world.flow.state is FlowState.FIN_WAIT_2 and not watcher.ends
+    world.run(2)
+    assert watcher.ends == [None] and world.flows.counts["fin_timed_out"] == 1
+    world.settled()
+
+
+def test_frames_that_cannot_be_read():
+    world = FlowWorld(settings=TcpSettings(initial_rto=0.2))
+    _, watcher = world.held()
+    address = world.flow.command["table"]
+    world.transport.memory = [region for region in world.transport.memory if not 0 <= address - region.address < region.size]
+    world.run(1)
+    assert [error.errno for error in watcher.ends] == [errno.EIO] and world.flows.counts["faults"] == 1
+    world.settled()
+
+
+def test_round_trip_time_is_measured():
+    world = FlowWorld(delay=0.05)
+    client, watcher = world.opened()
+    world.connections[0].write(b"x")
+    world.connections[0].close()
+    client.write(b"", fin=True)
+    world.run(2, lambda: bool(watcher.ends))
+    assert watcher.flow.end.rtt == pytest.approx(0.1, abs=0.001) and watcher.flow.end.retransmissions == 0
+
+
+def test_end_of_a_flow_that_is_not_there(caplog):
+    world = FlowWorld()
+    world.transport.post_event(0, type=EventType.FLOW_DONE, status=Status.OK, value=5)
+    world.turn()
+    assert "reports the end of flow 5, which it did not have" in caplog.text
+    caplog.clear()
+    world.settled()
+
+
+# -- abort --------------------------------------------------------------------------------
+
+
+def test_abort_of_what_the_nic_has():
+    world = FlowWorld()
+    client, watcher = world.held()
+    world.run(0.02)
+    world.connections[0].abort()
+    world.connections[0].abort()
+    world.run(0.02)
+    assert client.reset and world.flow.status == Status.ABORTED
+    assert [type(error) for error in watcher.ends] == [ConnectionAbortedError]
+    assert world.commands.count(CommandOpcode.FLOW_UPDATE) == 1
+    client.send(client.nxt, ACK)
+    world.run(0.5)
+    world.settled()
+
+
+@pytest.mark.parametrize("status", [Status.OK, Status.TABLE_FULL])
+def test_abort_while_close_is_on_its_way(status):
+    world = FlowWorld()
+    client, watcher = world.opened()
+    world.transport.frozen = True
+    world.connections[0].write(b"never mind")
+    world.connections[0].close()
+    world.turn()
+    world.connections[0].abort()
+    assert [type(error) for error in watcher.ends] == [ConnectionAbortedError]
+    world.refuse = status or None
+    world.turn()
+    world.transport.thaw()
+    world.run(0.1)
+    assert client.reset and len(watcher.ends) == 1
+    assert world.flows.counts["aborted"] == (status == Status.OK)
+    assert world.endpoint.stats["failed"] == 1
+    world.run(5)
+    world.settled()
+
+
+def test_abort_that_comes_too_late():
+    """The flow ends while the update is on its way, which is then refused: no warning, one end."""
+    world = FlowWorld()
+    client, watcher = world.held()
+    world.run(0.02)
+    world.transport.frozen = True
+    world.connections[0].abort()
+    world.turn()
+    world.transport.end_flow(world.flow, Status.OK)
+    world.turn()
+    world.transport.thaw()
+    world.run(0.02)
+    assert [type(error) for error in watcher.ends] == [ConnectionAbortedError] and client.reset
+    assert world.flows.counts["closed"] == 1 and world.transport.counters["command_errors"] == 1
+    world.settled()
+
+
+# -- one tuple, two connections ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ts", [True, False])
+@pytest.mark.parametrize("status", [Status.OK, Status.RESET])
+def test_tuple_is_used_again(ts, status):
+    world = FlowWorld()
+    client, watcher = world.held(ts=ts)
+    world.run(0.02)
+    world.transport.end_flow(world.flow, status)
+    world.run(0.02)
+    again, second = world.opened(iss=client.nxt + 100_000, ts=ts, ts_offset=90_000)
+    assert not world.transport.flows
+    world.connections[-1].write(b"second")
+    world.connections[-1].close()
+    again.write(b"", fin=True)
+    world.run(1)
+    assert bytes(again.got) == b"second" and second.ends == [None] and len(watcher.ends) == 1
+    assert world.flows.counts["handed_over"] == 2
+    world.run(5)
+    world.settled()
+
+
+def test_tuple_is_used_again_before_the_end_is_looked_at():
+    world = FlowWorld()
+    client, watcher = world.held()
+    world.run(0.02)
+    late: list[dict[str, int]] = []
+    post = world.transport.post_event
+    world.transport.post_event = lambda number, **fields: late.append({"number": number, **fields})
+    world.transport.end_flow(world.flow, Status.OK)
+    world.transport.post_event = post
+    again, second = world.opened(iss=client.nxt + 100_000, ts_offset=90_000)
+    assert again.established and not watcher.ends and not world.hand_over.records and len(world.flows.held) == 1
+    again.write(b"hello")
+    world.run(0.1)
+    assert world.connections[-1].receive_buffer == b"hello"
+    post(**late[0])
+    world.turn()
+    assert watcher.ends == [None] and not second.ends and world.connections[-1].state is State.ESTABLISHED
+    world.connections[-1].close()
+    again.write(b"", fin=True)
+    world.run(5)
+    assert second.ends == [None]
+    world.settled()
+
+
+# -- trouble ------------------------------------------------------------------------------
+
+
+def test_lost_device_gives_everything_back_once():
+    world = FlowWorld()
+    watchers = [world.held(port=port)[1] for port in (40000, 40001)]
+    _, waiting = world.opened(40002)
+    world.transport.frozen = True
+    world.connections[-1].close()
+    world.turn()
+    assert (len(world.flows.held), len(world.flows.posted)) == (2, 1)
+    gone = ConnectionAbortedError("the device went away")
+    world.flows.fail(gone)
+    world.flows.fail(gone)
+    assert world.pool.used == 0 and sorted(world.pool.out) == sorted(world.pool.back)
+    assert [watcher.ends for watcher in watchers] == [[gone], [gone]] and waiting.ends == []
+    assert world.flows.counts["lost"] == 3 and world.flows.open == 0
+    assert all(watcher.flow.end.status is None for watcher in watchers)
+    # An answer that had been written before the end is no news.
+    world.transport.thaw()
+    world.turn()
+    assert sorted(world.pool.out) == sorted(world.pool.back)
+
+
+@pytest.mark.parametrize("tx", [8, 16])
+def test_small_ring_delays_but_loses_nothing(tx):
+    world = FlowWorld(tx=tx)
+    users = [world.opened(40000 + number) for number in range(30)]
+    for connection in world.connections:
+        connection.write(PATTERN[:5000])
+        connection.close()
+    for client, _ in users:
+        client.write(b"", fin=True)
+    world.run(20, lambda: all(watcher.ends for _, watcher in users))
+    assert all(bytes(client.got) == PATTERN[:5000] and watcher.ends == [None] for client, watcher in users)
+    assert world.flows.counts["closed"] + world.flows.counts["software"] == 30 and world.flows.counts["closed"]
+    world.run(5)
+    world.settled()
+
+
+def test_small_ring_and_many_aborts():
+    world = FlowWorld(tx=8)
+    users = [world.held(port=40000 + number) for number in range(30)]
+    world.hand_over.abort_all()
+    world.run(1)
+    assert all(client.reset and type(watcher.ends[0]) is ConnectionAbortedError for client, watcher in users)
+    assert world.flows.counts["aborted"] == 30
+    world.settled()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_anything_may_happen_and_memory_comes_back(seed):
+    """Forty connections with losses, refusals, resets, aborts and peers that vanish or talk on."""
+    chooser = random.Random(seed)
+    settings = TcpSettings(retries=4, fin_wait_2=2.0, initial_rto=0.3)
+    world = FlowWorld(seed=seed, flows=16, tx=64, memory=512 << 10, settings=settings)
+    users = []
+    for number in range(40):
+        world.loss = 0
+        client, watcher = world.opened(40000 + number, v6=chooser.random() < 0.5, ts=chooser.random() < 0.5)
+        world.loss, world.swap = 0.05, 0.05
+        connection = world.connections[-1]
+        data = PATTERN[: chooser.choice([0, 1, 3000, 20_000, 60_000])]
+        connection.write(data)
+        connection.close()
+        world.refuse = chooser.choice([None] * 6 + list(REFUSALS))
+        fate = chooser.choice(["close", "close", "close", "reset", "vanish", "talk", "abort", "stay"])
+        if fate in ("close", "talk"):
+            client.write(b"but" * (fate == "talk"), fin=True)
+        elif fate == "vanish":
+            client.auto = False
+        elif fate == "abort":
+            world.at(world.now + chooser.random() * 0.05, connection.abort)
+        elif fate == "reset":
+            world.at(world.now + chooser.random() * 0.05, lambda client=client: client.send(client.nxt, RST))
+        users.append((client, watcher, data, fate))
+        world.run(chooser.random() * 0.1)
+    world.refuse = None
+    world.run(200, lambda: all(watcher.ends for _, watcher, _, _ in users))
+    world.run(70)
+    for client, watcher, data, fate in users:
+        assert len(watcher.ends) == 1, f"seed {seed}, port {client.port}: {fate} ended as {watcher.ends}"
+        if fate == "close":
+            assert bytes(client.got) == data and watcher.ends[0] is None, f"seed {seed}, port {client.port}"
+        assert data.startswith(bytes(client.got)), f"seed {seed}, port {client.port}"
+    assert world.flows.counts["handed_over"] > 10 and world.flows.counts["refused_other"], f"seed {seed}"
+    world.settled()
+
+
+# -- on the event loop ---------------------------------------------------------------------
+
+
+def serve(test, *, flows: int = 64, **options) -> FakeTransport:
+    """Run `test(nic, net)` with an open NIC that closes connections, and see that all memory came back."""
+    transport = FakeTransport(flows=flows)
+    pools: list[CountingPool] = []
+
+    async def sweep() -> None:
+        while True:
+            transport.sweep()
+            await asyncio.sleep(0.01)
+
+    async def inside() -> None:
+        net, sweeping = RealTime(transport), asyncio.ensure_future(sweep())
+        options.setdefault("linger", 0.1)
+        async with acceltcp.host.open(
+            Device(transport), ADDRESSES, mac=MAC.hex(":"), **{"tcp": QUICK, **options}
+        ) as nic:
+            nic.flows.pool.__class__ = CountingPool
+            nic.flows.pool.out, nic.flows.pool.back = [], []
+            pools.append(nic.flows.pool)
+            await test(nic, net)
+        sweeping.cancel()
+        assert transport.closed and not nic.flows.open
+
+    asyncio.run(asyncio.wait_for(inside(), 30))
+    assert sorted(pools[0].out) == sorted(pools[0].back) and pools[0].used == 0
+    return transport
+
+
+@pytest.mark.parametrize("v6", [False, True])
+def test_orderly_end_reaches_who_waits(v6):
+    async def test(nic: Nic, net: RealTime) -> None:
+        ended: list[Connection] = []
+
+        async def handler(connection: Connection) -> None:
+            connection.write(await connection.readline())
+            connection.close()
+            await connection.wait_closed()
+            assert await connection.read() == b"" and connection.is_closing()
+            with pytest.raises(BrokenPipeError):
+                connection.write(b"more")
+            ended.append(connection)
+
+        await nic.listen(80, handler)
+        client = net.connect(v6=v6)
+        client.write(b"line\n")
+        await until(lambda: client.fin_seen)
+        assert bytes(client.got) == b"line\n" and not ended
+        client.write(b"", fin=True)
+        await until(lambda: ended)
+        assert ended[0].flow is not None and ended[0].flow.end.status == Status.OK
+        assert repr(ended[0]) == f"<Connection from {'fd00::1' if v6 else '10.0.0.1'} port 40000: done by the NIC>"
+        assert nic.stats()["flows"]["closed"] == 1
+
+    serve(test)
+
+
+@pytest.mark.parametrize(("status", "counter", "error", "resets"), ENDS, ids=lambda value: getattr(value, "name", None))
+def test_who_waits_is_told_how_it_ended(status, counter, error, resets):
+    async def test(nic: Nic, net: RealTime) -> None:
+        ends: list[BaseException | None] = []
+
+        async def handler(connection: Connection) -> None:
+            connection.close()
+            try:
+                await connection.wait_closed()
+                ends.append(None)
+            except OSError as raised:
+                ends.append(raised)
+
+        await nic.listen(80, handler)
+        net.connect()
+        await until(lambda: net.transport.flows)
+        assert not ends
+        net.transport.end_flow(net.transport.flows[0], status)
+        await until(lambda: ends)
+        assert ends == [None] if error is None else isinstance(ends[0], error)
+        assert nic.stats()["flows"][counter] == 1
+
+    serve(test)
+
+
+def test_nic_without_teardown():
+    async def test(nic: Nic, net: RealTime) -> None:
+        async def handler(connection: Connection) -> None:
+            connection.write(b"by the host")
+
+        await nic.listen(80, handler)
+        await nic.listen(81, handler, teardown=True)
+        client = net.connect()
+        client.write(b"", fin=True)
+        await until(lambda: client.fin_seen and client.fin_acked)
+        assert bytes(client.got) == b"by the host"
+        assert nic.stats()["flows"]["handed_over"] == 0
+        other = net.connect(40001, dst_port=81)
+        other.write(b"", fin=True)
+        await until(lambda: nic.stats()["flows"]["closed"] == 1)
+        assert nic.stats()["flows"]["handed_over"] == 1
+
+    serve(test, teardown=False)
+
+
+def test_listener_may_say_otherwise():
+    async def test(nic: Nic, net: RealTime) -> None:
+        async def handler(connection: Connection) -> None:
+            connection.write(b"by the host")
+
+        await nic.listen(80, handler, teardown=False)
+        client = net.connect()
+        client.write(b"", fin=True)
+        await until(lambda: client.fin_seen and client.fin_acked)
+        assert bytes(client.got) == b"by the host" and nic.stats()["flows"]["handed_over"] == 0
+
+    serve(test)
+
+
+def test_build_without_the_feature():
+    transport = FakeTransport()
+
+    async def main() -> None:
+        net = RealTime(transport)
+        async with acceltcp.host.open(Device(transport), ADDRESSES, mac=MAC.hex(":"), tcp=QUICK) as nic:
+            with pytest.raises(DeviceError, match="built without TEARDOWN"):
+                await nic.listen(80, teardown=True)
+            with pytest.raises(DeviceError, match="built without TEARDOWN"):
+                await nic.flow_table()
+
+            async def handler(connection: Connection) -> None:
+                connection.write(b"by the host")
+
+            await nic.listen(80, handler)
+            client = net.connect()
+            client.write(b"", fin=True)
+            await until(lambda: client.fin_seen and client.fin_acked)
+            assert nic.flows is None and not any(nic.stats()["flows"].values())
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+@pytest.mark.parametrize("size", [0, 100, 300_000])
+def test_http_closes_by_the_nic_when_asked_to(size, tmp_path):
+    (tmp_path / "file").write_bytes(PATTERN[:size].ljust(size, b"-"))
+
+    async def test(nic: Nic, net: RealTime) -> None:
+        await nic.listen(80, HttpServer(tmp_path).handle)
+        client = net.connect()
+        client.write(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: client.got.count(b"\r\n\r\n") and len(client.got.split(b"\r\n\r\n", 1)[1]) == size)
+        assert not client.fin_seen and nic.stats()["flows"]["handed_over"] == 0
+        client.got.clear()
+        client.write(b"GET /file HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await until(lambda: client.fin_seen)
+        head, body = bytes(client.got).split(b"\r\n\r\n", 1)
+        assert head.startswith(b"HTTP/1.1 200 ") and b"\r\nConnection: close" in head
+        assert body == (tmp_path / "file").read_bytes()
+        client.write(b"", fin=True)
+        await until(lambda: not nic.endpoint.connections and not nic.flows.open)
+        stats = nic.stats()["flows"]
+        assert (stats["closed"], stats["software"]) in ((1, 0), (0, 1)) and (size == 300_000 or stats["closed"])
+
+    serve(test)
+
+
+def held_by_the_nic(count: int):
+    """A test that leaves the NIC with that many flows whose peers do not close."""
+
+    async def test(nic: Nic, net: RealTime) -> None:
+        async def handler(connection: Connection) -> None:
+            connection.write(b"last words")
+
+        await nic.listen(80, handler, backlog=count)
+        for number in range(count):
+            net.connect(20_000 + number)
+        await until(lambda: len(nic.flows.held) == count)
+
+    return test
+
+
+def test_close_with_a_thousand_flows_held():
+    used: list[Nic] = []
+
+    async def test(nic: Nic, net: RealTime) -> None:
+        used.append(nic)
+        await held_by_the_nic(1000)(nic, net)
+
+    serve(test, flows=1024)
+    assert used[0].flows.counts["aborted"] == used[0].flows.counts["handed_over"] == 1000
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_close_resets_a_device_that_lets_no_flow_go(count, monkeypatch):
+    monkeypatch.setattr(acceltcp.host.stack, "_ABORT_S", 0.1)
+    resets: list[int] = []
+
+    async def test(nic: Nic, net: RealTime) -> None:
+        await held_by_the_nic(count)(nic, net)
+        net.transport.command_hook = lambda fields: Status.NOT_FOUND if fields["opcode"] == CommandOpcode.FLOW_UPDATE else None
+        nic.device.on_reset.append(lambda: resets.append(nic.flows.open))
+
+    serve(test)
+    assert resets == [0], "one reset, and memory was given back with it"
+
+
+def lost(how) -> list[BaseException | None]:
+    """What who waits is told when `how(nic, net)` happens to a NIC with one flow held and one posted."""
+    ends: list[BaseException | None] = []
+
+    async def test(nic: Nic, net: RealTime) -> None:
+        async def handler(connection: Connection) -> None:
+            connection.close()
+            try:
+                await connection.wait_closed()
+                ends.append(None)
+            except OSError as error:
+                ends.append(error)
+
+        await nic.listen(80, handler)
+        net.connect()
+        await until(lambda: nic.flows.held)
+        net.transport.frozen = True
+        net.connect(40001)
+        await until(lambda: nic.flows.posted)
+        await how(nic, net)
+        await until(lambda: len(ends) == 2)
+        assert nic.flows.counts["lost"] == 2
+        with pytest.raises(DeviceError):
+            await nic.nop()
+
+    serve(test)
+    return ends
+
+
+def test_device_that_goes_away_ends_flows(caplog):
+    async def how(nic: Nic, net: RealTime) -> None:
+        net.transport.dead = DeviceLostError("fake: went away.")
+        nic._check_device()
+
+    assert [str(error) for error in lost(how)] == ["[Errno 103] the device went away"] * 2
+    assert caplog.messages == ["fake: went away."]
+    caplog.clear()
+
+
+def test_device_that_is_reset_ends_flows(caplog):
+    async def how(nic: Nic, net: RealTime) -> None:
+        net.transport.frozen = False
+        nic.device.reset()
+
+    assert [type(error) for error in lost(how)] == [ConnectionAbortedError] * 2
+    assert caplog.messages == ["fake: was reset while in use."]
+    caplog.clear()
+
+
+def test_nic_closes_while_close_is_on_its_way():
+    """And stays there: only a reset gives the memory back."""
+
+    async def test(nic: Nic, net: RealTime) -> None:
+        async def handler(connection: Connection) -> None:
+            connection.close()
+
+        await nic.listen(80, handler)
+        carry_out = net.transport._command
+        net.transport._command = lambda index, at, data: data[0] == CommandOpcode.CLOSE or carry_out(index, at, data)
+        net.connect()
+        await until(lambda: nic.flows.posted)
+
+    serve(test)
