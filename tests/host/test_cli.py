@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from acceltcp import __version__, cli
+from acceltcp.abi.messages import FlowState
 from acceltcp.abi.registers import ABI_MAJOR, ABI_MINOR
 from acceltcp.apps import tap
-from acceltcp.host import transport
+from acceltcp.host import DeviceError, transport
 
-from .fake_device import FakeTransport
+from .fake_device import FakeFlow, FakeTransport
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +47,8 @@ def test_version(capsys):
         (["info", "--device", "eth0"], "acceltcp: A device is given as SCHEME:"),
         (["info", "--device", "vfio-user:/nonexistent"], "acceltcp: There is no device at /nonexistent"),
         (["stats", "--control", "/nonexistent"], "acceltcp: Nobody answers at /nonexistent."),
+        (["flows", "--control", "/nonexistent"], "acceltcp: Nobody answers at /nonexistent."),
+        (["flows", "--device", "fake:"], "acceltcp: fake: was built without TEARDOWN."),
         (["echo", "--device", "fake:", "--mac", "zz"], "acceltcp: a MAC address has six bytes"),
         (["echo", "--device", "fake:", "--address", "1.2.3"], "acceltcp: '1.2.3' does not appear to be"),
         (["echo", "--device", "fake:", "--port", "99999"], "acceltcp: port must be from 1 to 65535, not 99999"),
@@ -91,6 +94,73 @@ def test_stats(fake, capsys):
     assert json.loads(capsys.readouterr().out)["counters"]["rx_packets"] == 12345
 
 
+@pytest.fixture
+def busy(fake):
+    """A NIC that holds two of four flows, of a program that nobody can ask."""
+    fake.give_flows(4)
+    command = {"flags": 0, "port": 0, "retries": 10, "rto": 2500, "table": 0x1000}
+    for index, state, retries in ((1, FlowState.FIN_WAIT_1, 3), (3, FlowState.TIME_WAIT, 0)):
+        fake.flows[index] = FakeFlow(
+            0, command, (b"", b"", 0, 0), [], snd_end=1001, una=1, rcv_nxt=5, state=state, window=100, ts_recent=0,
+            deadline=1 << 20, started=0, retries=retries,
+        )  # fmt: skip
+    return fake
+
+
+def test_flows(busy, capsys):
+    assert cli.main(["flows", "--device", "fake:"]) == 0
+    heading, first, second, last = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["index", "state", "peer", "local", "unacked", "retries", "deadline", "ms", "frames"]
+    assert first.split()[:7] == ["1", "FIN_WAIT_1", "?", "?", "1000", "3", "of"]
+    assert second.split()[:2] == ["3", "TIME_WAIT"]
+    assert [line.index("?") for line in (first, second)] == [heading.index("peer")] * 2
+    assert last == "2 of 4 held."
+    assert busy.closed and len(busy.flows) == 2, "looking resets nothing"
+
+
+def test_flows_for_machines(busy, capsys):
+    assert cli.main(["flows", "--device", "fake:", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["held"], found["capacity"]) == (2, 4)
+    first, second = found["flows"]
+    assert second.pop("deadline_ms") == first.pop("deadline_ms") > 400_000
+    assert first == {
+        "index": 1, "state": "FIN_WAIT_1", "peer": "?", "local": "?", "unacked": 1000, "retries": 3, "retry_limit": 10,
+        "frames": 0, "sending": False, "window": 6400, "rto_ms": 1000.0, "queue": 0, "port": 0,
+    }  # fmt: skip
+    assert second == {**first, "index": 3, "state": "TIME_WAIT", "retries": 0}
+
+
+def test_flows_of_an_idle_nic(fake, capsys):
+    fake.give_flows(65536)
+    assert cli.main(["flows", "--device", "fake:"]) == 0
+    assert capsys.readouterr().out == "The NIC holds no connection; it has room for 65,536.\n"
+    assert cli.main(["flows", "--device", "fake:", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"held": 0, "capacity": 65536, "flows": []}
+
+
+def test_flows_that_are_not_shown_are_counted(busy, capsys):
+    busy.give_flows(2048)
+    busy.flows = dict.fromkeys(range(1234), busy.flows[1])
+    assert cli.main(["flows", "--device", "fake:"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 1000 + 1 and lines[-1] == "1,234 of 2,048 held, 234 of them not shown."
+
+
+@pytest.mark.parametrize("command", ["echo", "http"])
+@pytest.mark.parametrize(("words", "teardown"), [([], True), (["--no-teardown"], False)])
+def test_servers_have_the_nic_close_connections_unless_told_not_to(command, words, teardown, monkeypatch, capsys):
+    asked = []
+
+    def nic(device, addresses, **options):
+        asked.append(options["teardown"])
+        raise DeviceError("Enough.")
+
+    monkeypatch.setattr(cli, "Nic", nic)
+    assert cli.main([command, "--device", "fake:", *words]) == 1
+    assert asked == [teardown] and capsys.readouterr().err == "acceltcp: Enough.\n"
+
+
 def test_looking_at_a_simulator_needs_no_tap():
     assert cli._unwired("sim:?tap=acc0&width=8") == "sim:?width=8"
     assert cli._unwired("sim:?tap=acc0") == "sim:"
@@ -117,7 +187,7 @@ from tests.host.fake_device import FakeTransport
 opened = []
 def open_once(spec, stop):
     assert not opened, "the device was opened twice"
-    opened.append(FakeTransport())
+    opened.append(FakeTransport(flows=16))
     return opened[0]
 transport.SCHEMES["fake"] = open_once
 sys.exit(cli.main(sys.argv[1:]))
@@ -148,7 +218,12 @@ def test_server_answers_stats_and_ends_in_order(number, own_path, tmp_path):
             [sys.executable, "-m", "acceltcp", "info", "--json", "--device", "fake:", *where],
             env=environment(), capture_output=True, text=True, timeout=30,
         )  # fmt: skip
-        assert json.loads(info.stdout)["queues"] == 4
+        assert json.loads(info.stdout)["queues"] == 4 and json.loads(info.stdout)["flows"] == 16
+        flows = subprocess.run(
+            [sys.executable, "-m", "acceltcp", "flows", "--json", "--device", "fake:", *where],
+            env=environment(), capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert json.loads(flows.stdout) == {"held": 0, "capacity": 16, "flows": []}
         second = subprocess.run(
             [sys.executable, "-c", SERVE, "echo", "--device", "fake:", *where],
             env=environment(), capture_output=True, text=True, timeout=30,
