@@ -29,7 +29,7 @@ from acceltcp.host.tcp import State
 
 from .fake_device import FakeFlow, FakeTransport
 from .test_stack import ADDRESSES, QUICK, RealTime, until
-from .world import ACK, CLIENT_MAC, FIN, M32, MAC, PSH, RST, SYN, Client, World
+from .world import ACK, CLIENT_MAC, ECE, FIN, M32, MAC, PSH, RST, SYN, Client, World
 
 PATTERN = random.Random(11).randbytes(1 << 18)
 REFUSALS = (
@@ -376,6 +376,42 @@ def test_acknowledgment_is_sent_before_frames_that_are_only_retransmitted():
     assert [segment.ack for segment in client.seen] == [client.nxt + 4 & M32]
 
 
+def test_congestion_is_echoed_in_final_frames():
+    world = FlowWorld(ecn=True)
+    client, watcher = world.opened(ecn=True)
+    client.auto = False
+    client.send(client.nxt, ACK, b"marked", ce=True)
+    world.run(0.0051)
+    world.connections[0].write(b"reply")
+    world.connections[0].close()
+    world.run(0.02)
+    (segment,) = [segment for segment in client.seen if segment.flags & FIN]
+    assert watcher.flow is not None and segment.flags == ACK | PSH | FIN | ECE
+    # RFC 3168 section 6.1.5: what may be sent again is not ECN-capable.
+    assert segment.ect == 0
+
+
+def test_times_are_told_to_the_nic_once_after_a_reset():
+    transport = FakeTransport(flows=16)
+    device = Device(transport)
+    registers = device.registers.FLOWS
+    times = {"time_wait": 0, "fin_wait_2": 1.5, "linger": 0.0004, "max_rto": 1000}
+    device.prepare_flows(**times, secret=bytes(range(16)))
+    steps = {name: getattr(registers, name).read()["steps"] for name in times}
+    assert steps == {"time_wait": 0, "fin_wait_2": 3750, "linger": 1, "max_rto": (1 << 19) - 1}
+    words = [getattr(registers, f"word{number}") for number in range(4)]
+    assert [value for offset, value in transport.writes if offset in [word.address for word in words]] == [
+        0x03020100, 0x07060504, 0x0B0A0908, 0x0F0E0D0C,
+    ]  # fmt: skip
+    with pytest.raises(DeviceError, match="has its secret for flows already: reset it first"):
+        device.prepare_flows(**times)
+    device.reset()
+    with pytest.raises(ValueError, match="linger must not be negative, not -1"):
+        device.prepare_flows(**{**times, "linger": -1})
+    with pytest.raises(DeviceError, match="built without TEARDOWN"):
+        Device(FakeTransport()).prepare_flows(**times)
+
+
 def test_retransmission_time_out_and_retries_are_told():
     settings = TcpSettings(retries=3, initial_rto=0.8, min_rto=0.8)
     world = FlowWorld(settings=settings)
@@ -650,6 +686,38 @@ def test_acknowledgment_of_what_was_never_sent(moment, ahead):
 
 
 @moments
+def test_fin_that_acknowledges_what_was_never_sent(moment):
+    world, client, watcher = in_flight(moment, lambda client: client.send(client.nxt, ACK | FIN, ack=client.rcv + 2))
+    assert not world.flow.fin and world.flow.rcv_nxt == client.nxt
+    closes_in_the_nic(world, client, watcher)
+
+
+@moments
+def test_older_acknowledgment_behind_a_newer_one(moment):
+    def both(client: Client) -> None:
+        client.send(client.nxt, ACK, window=100)
+        client.send(client.nxt, ACK, ack=client.irs + 1, window=50)
+
+    world, client, watcher = in_flight(moment, both)
+    assert (world.flow.unacked, world.flow.window * 64) == (1, 100 << 7)
+    closes_in_the_nic(world, client, watcher)
+
+
+@moments
+def test_duplicate_acknowledgments_in_flight_make_the_host_send_nothing(moment):
+    sent: list[int] = []
+
+    def thrice(client: Client) -> None:
+        sent.append(client.world.transport.counters["tx_host_packets"])
+        for _ in range(4):
+            client.send(client.nxt, ACK, ack=client.irs + 1)
+
+    world, client, watcher = in_flight(moment, thrice)
+    assert world.transport.counters["tx_host_packets"] == sent[0] and world.flow.retransmissions == 0
+    closes_in_the_nic(world, client, watcher)
+
+
+@moments
 def test_repeated_segment_in_flight(moment):
     world, client, watcher = in_flight(
         moment, lambda client: client.send(client.nxt - 1, ACK, b"?", ack=client.irs + 1)
@@ -835,6 +903,22 @@ def test_every_end_has_its_counter_and_error(status, counter, error, resets):
     world.run(0.02)
     assert client.reset == resets
     world.settled()
+
+
+@pytest.mark.parametrize("status", [status for status, *_ in ENDS], ids=lambda status: status.name)
+def test_late_segments_are_reset_only_where_data_were_lost(status):
+    """The NIC does so in LINGER; when it is free there, the host does."""
+    world = FlowWorld()
+    client, _ = world.held()
+    world.run(0.02)
+    world.transport.end_flow(world.flow, status)
+    world.run(0.02)
+    world.transport.flows.clear()
+    client.seen.clear()
+    client.send(client.nxt, ACK, b"late")
+    world.run(0.02)
+    want = [RST] if status in (Status.PEER_DATA, Status.ABORTED) else []
+    assert [segment.flags for segment in client.seen] == want and world.endpoint.stats["duplicates_of_closed"] == 1
 
 
 def test_peer_that_resets():
@@ -1170,6 +1254,30 @@ def test_who_waits_is_told_how_it_ended(status, counter, error, resets):
         await until(lambda: ends)
         assert ends == [None] if error is None else isinstance(ends[0], error)
         assert nic.stats()["flows"][counter] == 1
+
+    serve(test)
+
+
+def test_who_drains_need_not_wait_for_the_peer():
+    async def test(nic: Nic, net: RealTime) -> None:
+        waited: list[Connection] = []
+
+        async def handler(connection: Connection) -> None:
+            connection.write(b"last words")
+            connection._high_water = 0
+            connection.close()
+            await connection.drain()
+            waited.append(connection)
+
+        client = net.connect()
+        client.auto = False
+        await nic.listen(80, handler)
+        await until(lambda: client.established)
+        client.send(client.nxt, ACK)
+        await until(lambda: waited)
+        assert waited[0].flow.phase is Phase.HELD and waited[0].flow.end is None
+        with pytest.raises(BrokenPipeError):
+            waited[0].write(b"more")
 
     serve(test)
 
