@@ -221,6 +221,7 @@ class Nic(wiring.Component):
             m.d.comb += getattr(setup, name).eq(getattr(source, name))
 
         # Queue set-up and quiescence.
+        draining = Signal()
         for engine in (rx_dma, tx_dma, events, interrupts):
             m.d.comb += [
                 getattr(engine.bus, name).eq(getattr(registers.queues, name)) for name in QueueBus().members
@@ -233,6 +234,11 @@ class Nic(wiring.Component):
             rx_dma.hold.eq(registers.hold),
             tx_dma.hold.eq(registers.hold),
             flows.hold.eq(registers.hold),
+            tx_dma.command_room.eq(flows.close_room),
+            # Commands are carried out before a hold is complete, and a CLOSE may wait for other flows' frames.
+            draining.eq(tx_dma.commanding | ~commands.idle | flows.closing),
+            tx_dma.drain.eq(draining),
+            flows.drain.eq(draining),
             registers.idle.eq(Cat(engine.idle for engine in engines).all()),
             registers.busy.eq(Cat(*(~engine.idle for engine in engines), *(one.busy for one in working)).any()),
             self.busy.eq(registers.busy | registers.working),

@@ -45,6 +45,9 @@ EXIT_BEATS = 32
 EVENTS = 32
 """Events that wait for the event writer before the data path stops."""
 
+COMMANDS = 16
+"""Commands under way at most, as long as who runs them has room for all of them."""
+
 FRAMES = 64
 """Final frames in flight. Their patches wait here: too wide for the long FIFO of jobs."""
 
@@ -85,7 +88,12 @@ class TxDma(wiring.Component):
     Members
     -------
     bus: In(QueueBus()).
+    command_room: commands that will be taken without waiting for a final frame; grows as it likes, and
+        shrinks by a command at most when one is taken. No more are under way: what follows a command that must wait for
+        frames would stop those frames too.
     hold: take up no new descriptor or final frame, and prefetch no descriptor.
+    drain: take up final frames all the same: a command waits for them.
+    commanding: a command is under way or waits for room.
     idle: nothing is in flight. Combinational from flip-flops: right in the cycle in which
         `hold` rises. Prefetched descriptors do not count.
     busy: something is in flight or could be started.
@@ -107,7 +115,10 @@ class TxDma(wiring.Component):
         super().__init__(
             {
                 "bus": In(QueueBus()),
+                "command_room": In(range(COMMANDS + 1)),
                 "hold": In(1),
+                "drain": In(1),
+                "commanding": Out(1),
                 "idle": Out(1),
                 "busy": Out(1),
                 "descriptor_read": Out(ReadPort()),
@@ -155,7 +166,7 @@ class TxDma(wiring.Component):
         connect(m, ends=ends.o, output=flipped(self.frames_done))
         open_ = Signal()
         m.d.comb += [
-            open_.eq(notes.i.ready & ~self.hold),
+            open_.eq(notes.i.ready & (~self.hold | self.drain)),
             read.frames.payload.eq(self.frames.payload),
             read.frames.valid.eq(self.frames.valid & open_),
             self.frames.ready.eq(read.frames.ready & open_),
@@ -254,6 +265,15 @@ class TxDma(wiring.Component):
             leaving.o.ready.eq(leave.o.valid & leave.o.ready & leave.o.p.last),
         ]
 
+        # Commands under way, from the descriptor to its taking or its error.
+        commands = Signal(range(COMMANDS + 1))
+        gone = (leaving.o.valid & command & leave.o.valid & leave.o.ready) + feed.refused
+        m.d.sync += [
+            commands.eq(commands + read.command - gone),
+            read.command_free.eq(self.command_room > commands + read.command),
+        ]
+        m.d.comb += self.commanding.eq((commands != 0) | read.blocked)
+
         quiet = (
             read.idle & ~schedule.pop.valid & (room == beats) & (free == EXIT_BEATS) & (jobs.level == 0)
         )  # fmt: skip
@@ -286,6 +306,7 @@ class _Feed(wiring.Component):
                 "ends": Out(stream.Signature(TxFrameDone(config))),
                 "events": Out(stream.Signature(EventRequest)),
                 "error": Out(1),  # a job has failed
+                "refused": Out(1),  # a command that will not leave
             }
         )
 
@@ -317,6 +338,7 @@ class _Feed(wiring.Component):
             bad.eq((failed & ~first) | self.beats.p.error),
             status.eq(Mux(good & bad, Status.BAD_ADDRESS, job.status)),
             self.error.eq(done & (status != Status.OK)),
+            self.refused.eq(done & ~good & job.command),
         ]
         with m.If(go):
             m.d.sync += [

@@ -102,6 +102,8 @@ class TxRead(wiring.Component):
     -------
     popped: In(stream(Popped)); answers with ok = 0 are dropped.
     frames: In(stream(TxFrame(config))).
+    command_free: a command may be taken. Without it one waits, and final frames go past it.
+    command: one is taken in this cycle. blocked: one waits for `command_free`.
     room: beats that are free in the read buffer.
     claim: beats taken from `room` in this cycle.
     request: Out(stream(ReadRequest)).
@@ -117,6 +119,9 @@ class TxRead(wiring.Component):
             {
                 "popped": In(stream.Signature(Popped)),
                 "frames": In(stream.Signature(TxFrame(config))),
+                "command_free": In(1),
+                "command": Out(1),
+                "blocked": Out(1),
                 "room": In(range(config.read_beats + 1)),
                 "claim": Out(range(PAGE_BEATS + 1)),
                 "request": Out(stream.Signature(ReadRequest)),
@@ -219,18 +224,21 @@ class TxRead(wiring.Component):
         descriptor = Signal(message_layout(TX_DESCRIPTOR))
         frame = self.frames.p
         # After a descriptor the frames are first, and the other way round.
-        frames_first, take_frame = Signal(), Signal()
+        frames_first, take_frame, command = Signal(), Signal(), Signal()
         m.d.comb += [
             descriptor.as_value().eq(self.popped.p.descriptor),
-            take_frame.eq(self.frames.valid & (frames_first | ~self.popped.valid)),
-            self.popped.ready.eq(ready & ~take_frame),
+            command.eq(self.popped.valid & self.popped.p.ok & (descriptor.opcode == TxOpcode.COMMAND)),
+            self.blocked.eq(command & ~self.command_free),
+            self.command.eq(command & self.popped.ready),
+            take_frame.eq(self.frames.valid & (frames_first | ~self.popped.valid | self.blocked)),
+            self.popped.ready.eq(ready & ~take_frame & ~self.blocked),
             self.frames.ready.eq(ready & take_frame),
         ]
         flags = TxFlag.L4_CHECKSUM | Mux(frame.ipv6, int(TxFlag.IPV6), int(TxFlag.IPV4_CHECKSUM))
         frame_wrong = self._wrong_frame(frame)
         with m.If(ready):
             m.d.sync += [
-                valid.eq(take_frame | (self.popped.valid & self.popped.p.ok)),
+                valid.eq(take_frame | (self.popped.valid & self.popped.p.ok & ~self.blocked)),
                 checked.job.queue.eq(self.popped.p.queue),
                 checked.job.index.eq(self.popped.p.index),
                 checked.job.final.eq(take_frame),

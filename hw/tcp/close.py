@@ -5,10 +5,10 @@
                            +-> table request
 
 * Latency: about 35 cycles behind the table's data, of which the digest takes 12 beside the check of the entries.
-* Throughput: one command in about 35 cycles plus one per frame; up to `COMMANDS` are in work, so that the bus round trip of
+* Throughput: one command in about 35 cycles plus one per frame; up to `COMMANDS` are in work (those whose job waits for the transmitter included), so that the bus round trip of
   the table costs no rate. Commands end in order.
 * Registered: all outputs but `entries.ready`.
-* Overflow: cannot happen; a command is taken only when there is room for its job.
+* Overflow: cannot happen; a command is taken only when there is room for its job, and `room` says for how many there is.
 * Reset: forgets the commands in work.
 """
 
@@ -32,7 +32,7 @@ from acceltcp.abi.wire import TCP, WSCALE_MAX
 from ..abi import message_layout
 from ..counts import counts_layout
 from ..dma.events import EventRequest
-from ..dma.tx import TxCommand
+from ..dma.tx import COMMANDS, TxCommand
 from ..dma.tx_read import FINAL_OFFSETS, TIMESTAMPS_BYTES
 from ..stream.fifo import StreamFifo
 from ..table.hash import ConnectionHashIterative
@@ -52,9 +52,6 @@ from .frame_table import FrameEntry, TableRequest
 
 __all__ = ["Close"]
 
-COMMANDS = 16
-"""Commands in work, those whose job waits for the transmitter included."""
-
 _KNOWN_FLAGS = sum(CloseFlag)
 
 
@@ -73,7 +70,7 @@ class Close(wiring.Component):
 
     Members
     -------
-    commands: In(stream of TxCommand): CLOSE commands.
+    commands: In(stream of TxCommand): CLOSE commands. room: so many are taken at once.
     table_requests, entries: to the reader of frame tables.
     free: In(stream of {"index"}): indices for flows. installs: Out(stream of FlowInstall).
     insert, inserted: to the connection table, as in `TablePort`.
@@ -90,6 +87,7 @@ class Close(wiring.Component):
         super().__init__(
             {
                 "commands": In(stream.Signature(TxCommand)),
+                "room": Out(range(COMMANDS + 1)),
                 "table_requests": Out(stream.Signature(TableRequest)),
                 "entries": In(stream.Signature(FrameEntry)),
                 "free": In(stream.Signature(data.StructLayout({"index": config.flow_bits}))),
@@ -115,32 +113,26 @@ class Close(wiring.Component):
         m.submodules.jobs = jobs = StreamFifo(FlowJob(config), COMMANDS, kind="block")
         connect(m, jobs.o, flipped(self.jobs))
 
-        # A command is taken when its job will have room.
+        # A command is taken when its job will have room; what is asked of the table reader waits in a queue of its own, so
+        # that taking a command never waits for the frames of others (`TxDma.command_room`).
+        m.submodules.requests = requests = StreamFifo(TableRequest, COMMANDS)
+        connect(m, requests.o, flipped(self.table_requests))
         room = Signal(range(COMMANDS + 1), init=COMMANDS)
-        ended, job_taken = Signal(), Signal()
-        taken, asked = Signal(), Signal()
+        ended, job_taken, taken, bad = Signal(), Signal(), Signal(), Signal()
         incoming = data.View(message_layout(CLOSE_COMMAND), self.commands.p.command)
-        bad = Signal()
-        m.d.comb += bad.eq(self._bad_arguments(incoming))
-        request = Signal(TableRequest, reset_less=True)
         m.d.comb += [
+            bad.eq(self._bad_arguments(incoming)),
+            self.room.eq(room),
+            self.commands.ready.eq(room != 0),
             taken.eq(self.commands.valid & self.commands.ready),
-            self.commands.ready.eq((room != 0) & ~asked & waiting.i.ready),
             waiting.i.valid.eq(taken),
             waiting.i.p.taken.eq(self.commands.payload),
             waiting.i.p.bad.eq(bad),
-            self.table_requests.valid.eq(asked),
-            self.table_requests.payload.eq(request),
+            requests.i.valid.eq(taken & ~bad),
+            requests.i.p.table.eq(incoming.table >> exact_log2(FRAME_TABLE_ALIGN)),
+            requests.i.p.frames.eq(incoming.frames - 1),
+            job_taken.eq(self.jobs.valid & self.jobs.ready),
         ]
-        with m.If(self.table_requests.ready):
-            m.d.sync += asked.eq(0)
-        with m.If(taken):
-            m.d.sync += [
-                asked.eq(~bad),
-                request.table.eq(incoming.table >> exact_log2(FRAME_TABLE_ALIGN)),
-                request.frames.eq(incoming.frames - 1),
-            ]
-        m.d.comb += job_taken.eq(self.jobs.valid & self.jobs.ready)
         m.d.sync += room.eq(room - taken + ended + job_taken)
 
         self._carry_out(m, waiting.o, jobs.i, ended)
@@ -174,7 +166,7 @@ class Close(wiring.Component):
             | (command.rto == 0)
             | (command.rto >> RTO_BITS != 0)
             | (command.wscale > WSCALE_MAX)
-            | ((command.remote == command.local) & (command.remote_port == command.local_port))
+            | ((_address(command.remote, ipv6) == _address(command.local, ipv6)) & (command.remote_port == command.local_port))
             | ~ipv6 & (not_ipv4(command.remote) | not_ipv4(command.local))
         )
 

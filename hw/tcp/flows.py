@@ -49,7 +49,7 @@ class Flows(wiring.Component):
     -------
     connection, lookup: what `hw.tcp.setup.Setup` asks of the table.
     packets: In(stream of FlowPacket); never stalled: segments of flows.
-    close: In(stream of TxCommand): CLOSE commands.
+    close: In(stream of TxCommand): CLOSE commands; close_room: so many are taken at once.
     updates, updated: FLOW_UPDATE commands and their status.
     read: Out(ReadPort()): frame tables.
     frames, frames_done: frames for the TX DMA, and what became of them.
@@ -57,6 +57,7 @@ class Flows(wiring.Component):
     events: Out(stream of EventRequest), two of them.
     port: In(FlowsPort(config)): registers.
     tick, ts_clock: time.
+    drain: with `hold`: send frames on, a command waits for them. closing: a command is in work.
     hold, idle, busy: see the module's text; busy: there is work without further input but `tick`.
     counts: strobes.
     """
@@ -69,6 +70,7 @@ class Flows(wiring.Component):
                 "lookup": Out(stream.Signature(Lookup(config.table))),
                 "packets": In(stream.Signature(FlowPacket(config))),
                 "close": In(stream.Signature(TxCommand)),
+                "close_room": Out(Close(config).room.shape()),
                 "updates": In(stream.Signature(FlowUpdate(config))),
                 "updated": Out(stream.Signature(data.StructLayout({"status": 8}))),
                 "read": Out(ReadPort()),
@@ -80,6 +82,8 @@ class Flows(wiring.Component):
                 "tick": In(1),
                 "ts_clock": In(32),
                 "hold": In(1),
+                "drain": In(1),
+                "closing": Out(1),
                 "idle": Out(1),
                 "busy": Out(1),
                 "counts": Out(counts_layout(*_COUNTS)),
@@ -139,11 +143,13 @@ class Flows(wiring.Component):
             self.port.ready.eq(table.ready & teardown.ready),
             *(getattr(teardown, name).eq(getattr(self.port, name)) for name in TIMES),
         ]
-        holding = (teardown, frame_table)
         working = (table, close, teardown, frame_table, transmit)
         m.d.comb += [
-            *(part.hold.eq(self.hold) for part in holding),
-            self.idle.eq(Cat(part.idle for part in (close, *holding)).all()),
+            self.close_room.eq(close.room),
+            self.closing.eq(~close.idle),
+            teardown.hold.eq(self.hold),
+            frame_table.hold.eq(self.hold & ~self.drain),
+            self.idle.eq(Cat(part.idle for part in (close, teardown, frame_table)).all()),
             self.busy.eq(Cat(part.busy for part in working).any()),
         ]
         for name in self.counts.shape().members:

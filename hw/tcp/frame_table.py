@@ -109,7 +109,10 @@ class FrameTable(wiring.Component):
                 request.address.eq(chosen.table << exact_log2(FRAME_TABLE_ALIGN)),
                 request.length.eq(need - 1),
             ]
-        m.d.sync += room.eq(room - Mux(go, need, 0) + popped)
+        # What waits here for a client is no longer the bus's business.
+        owed = Signal(range(BEATS + 1))
+        claim = Mux(go, need, 0)
+        m.d.sync += [room.eq(room - claim + popped), owed.eq(owed + claim - self.read.response.valid)]
         m.d.comb += [
             beats.i.valid.eq(self.read.response.valid),
             beats.i.p.data.eq(self.read.response.p.data),
@@ -142,7 +145,7 @@ class FrameTable(wiring.Component):
         with m.If(taken):
             m.d.sync += [at.eq(Mux(entry.last, 0, at + 1)), bad.eq(entry.error & ~entry.last)]
         m.d.comb += [
-            self.idle.eq((room == BEATS) & ~request_valid),
-            self.busy.eq(~self.idle | self.requests[0].valid | self.requests[1].valid | (jobs.level != 0)),
+            self.idle.eq((owed == 0) & ~request_valid),
+            self.busy.eq((room != BEATS) | self.requests[0].valid | self.requests[1].valid | (jobs.level != 0)),
         ]
         return m

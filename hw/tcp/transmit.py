@@ -198,7 +198,8 @@ class FlowTransmit(wiring.Component):
         free, go = Signal(), Signal()
         m.d.comb += [
             free.eq(~told | self.sent.ready),
-            done.ready.eq(end.valid & end.p.any & free),
+            # All but the last of a job are taken at any time: the job may be stopped behind them (`TxDma.hold`).
+            done.ready.eq(~done.p.last | (end.valid & end.p.any & free)),
             seen.eq(Mux(worst == Status.OK, done.p.status, worst)),
             go.eq(end.valid & free & Mux(end.p.any, done.valid & done.p.last, 1)),
             end.ready.eq(go),

@@ -6,6 +6,8 @@ memories and registers start as Amaranth initialises them, and there is no reset
 
 * `prove` shows that no assertion ever fails, at any depth (Yosys to AIGER, ABC's `pdr`:
   property-directed reachability, which finds the inductive invariant by itself).
+* `induct` shows the same for a harness whose assertions make up an inductive invariant (ABC's
+  `ind`): for what is too large for `prove` to find one.
 * `check` does so for a number of cycles only (ABC's `bmc3`).
 * `reach` shows that each `Cover` can happen (yosys-smtbmc with z3), so that an assumption
   which contradicts another does not prove everything.
@@ -36,7 +38,7 @@ from amaranth.utils import ceil_log2
 from hw.stream.beat import BeatLayout
 from hw.stream.checker import StreamChecker
 
-__all__ = ["Harness", "Queue", "accept", "check", "free", "offer", "prove", "reach"]
+__all__ = ["Harness", "Queue", "accept", "check", "free", "induct", "offer", "prove", "reach"]
 
 # The steps of SymbiYosys for a single clock, shortened by what Amaranth never emits.
 _PREPARE = [
@@ -138,6 +140,19 @@ def prove(harness, *, seconds: int = 60) -> None:
         out = _abc(f"pdr -T {seconds}", folder)
         if "Property proved" not in out:
             _explain(out, folder)
+
+
+def induct(harness, *, steps: int, seconds: int = 60) -> None:
+    """No assertion of the harness ever fails: not in the first `steps` cycles, nor after as many cycles without."""
+    with tempfile.TemporaryDirectory(prefix="formal-") as folder:
+        _write(harness, folder)
+        out = _abc(f"orpos; bmc3 -F {steps}; ind -F {steps + 1} -T {seconds}", folder)
+        if "No output asserted" not in out:
+            _explain(out, folder)
+        if "Networks are equivalent" not in out:
+            said = _smtbmc(folder, "-i", "-t", str(steps))
+            named = re.search(r"Assert failed in .*", said)
+            raise AssertionError(f"not inductive: {named[0] if named else said[-2000:]}")
 
 
 def check(harness, *, depth: int, seconds: int = 60) -> None:

@@ -1466,3 +1466,70 @@ def test_nic_closes_while_close_is_on_its_way():
         await until(lambda: nic.flows.posted)
 
     serve(test)
+
+
+def test_last_ack_while_posted():
+    """The peer closed first and acknowledges our FIN while CLOSE is on its way: the user hears of it once."""
+    world = FlowWorld()
+    client, watcher = world.opened()
+    client.write(b"bye", fin=True)
+    world.run(0.1)
+    client.auto = False
+    world.connections[0].write(DATA)
+    world.connections[0].shutdown()
+    world.run(0.02)
+    assert client.fin_seen
+    world.transport.frozen = True
+    world.connections[0].close()
+    world.turn()
+    assert len(world.flows.posted) == 1
+    client.send(client.nxt, ACK)
+    world.run(0.02)
+    assert watcher.ends == [None]
+    world.transport.thaw()
+    world.run(1)
+    assert watcher.ends == [None]
+    world.run(5)
+    world.settled()
+
+
+def test_reset_of_a_sent_fin_while_posted():
+    """The same, but the peer resets: the NIC is told, and nobody hears of it twice."""
+    world = FlowWorld()
+    client, watcher = world.opened()
+    client.write(b"bye", fin=True)
+    world.run(0.1)
+    client.auto = False
+    world.connections[0].write(DATA)
+    world.connections[0].shutdown()
+    world.run(0.02)
+    world.transport.frozen = True
+    world.connections[0].close()
+    world.turn()
+    assert len(world.flows.posted) == 1
+    client.send(client.nxt, RST)
+    world.run(0.02)
+    world.transport.thaw()
+    world.run(5)
+    assert watcher.ends == [None]
+    world.settled()
+
+
+def test_the_smaller_mtu_counts():
+    """A NIC whose MTU is smaller than that of the TCP settings: it serves all the same."""
+    transport = FakeTransport(flows=64)
+
+    async def main():
+        net = RealTime(transport)
+        async with acceltcp.host.open(Device(transport), ADDRESSES, mac="02:00:00:00:00:02", mtu=1280, tcp=TcpSettings(), linger=0.1) as nic:
+            async def answer(connection):
+                connection.write(PATTERN[:5000])
+
+            await nic.listen(80, answer)
+            a = net.connect(40000)
+            await asyncio.sleep(0.5)
+            b = net.connect(40001)
+            await asyncio.sleep(0.5)
+            assert a.fin_seen and b.fin_seen and len(a.got) == len(b.got) == 5000
+
+    asyncio.run(main())

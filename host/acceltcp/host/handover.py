@@ -148,7 +148,7 @@ class HandOver:
         flow.ack, flow.window = connection.snd_una & MASK, connection.snd_wnd
         flow.ts_recent, flow.rcv_nxt = connection.ts_recent, connection.rcv_nxt & MASK
         flow.fin = connection.fin_received
-        if connection.error is not None:
+        if connection.error is not None or (connection.closed and not connection.fin_acked):
             record.error, record.aborting = connection.error, True
             record.reset_strays = connection.reset_strays
             self._dirty[record] = None

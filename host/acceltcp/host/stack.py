@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from acceltcp.abi.messages import COMMAND, LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
@@ -227,7 +228,8 @@ class Nic:
 
     addresses: what we are called, like "10.0.0.2/24" or "fd00::2/64". mac: our MAC address,
     or one that follows from the device's name. queue: sizes for `Queue`. poll: look for work
-    without pause instead of waiting for interrupts. teardown: have the NIC close connections, if it
+    without pause instead of waiting for interrupts. mtu: largest IP packet; the one in `tcp` counts only if it is
+    smaller. teardown: have the NIC close connections, if it
     can, where `listen` does not say otherwise. frame_memory: bytes for their last frames at most.
     """
 
@@ -253,7 +255,8 @@ class Nic:
         name = device if isinstance(device, str) else device.transport.description
         self._mac = parse_mac(mac) if mac is not None else random_mac(name)
         self.addresses = Addresses(addresses, self._mac)
-        self._settings = tcp or TcpSettings(mtu=mtu)
+        settings = tcp or TcpSettings(mtu=mtu)
+        self._settings = replace(settings, mtu=min(settings.mtu, mtu))
         self._mtu = mtu
         self._queue_options = queue or {}
         self._poll = poll

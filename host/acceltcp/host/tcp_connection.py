@@ -285,12 +285,13 @@ class TcpConnection:
     def handed_over(self) -> ConnectionEvents | None:
         """The NIC has the connection: nothing of it is kept here. Who wants to hear of its end."""
         self.handing = False
+        told = self.closed or self._waiting or self.error is not None
         self.closed = True
         self.send_buffer = bytearray()
         self._pieces.clear()
         self.endpoint.blocked.discard(self)
         events, self.events = self.events, None
-        return None if self._waiting or self.error is not None else events
+        return None if told else events
 
     # -- where replies go ----------------------------------------------------------------
 

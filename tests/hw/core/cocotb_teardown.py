@@ -5,7 +5,7 @@ RFC 9293 section 3.10.7, RFC 5961, RFC 6191, RFC 7323; docs/teardown.md.
 
 from __future__ import annotations
 
-from acceltcp.abi.messages import FlowFlag, FlowState, Status, Verdict
+from acceltcp.abi.messages import CLOSE_COMMAND, EventType, FlowFlag, FlowState, Status, Verdict
 
 from .bench import TB, core_test
 from .closing import LAP_STEPS, M32, Closing, flow_secret, held, records, set_times, steps
@@ -577,4 +577,63 @@ async def two_ports_or_one(dut):
         flow.segment("FA")
         await flow.expect("A", ack=flow.rcv_nxt + 1)
         await flow.done(Status.OK)
+    await tb.end()
+
+
+async def post_closes(tb, count, frames, **changes):
+    """Closing connections whose CLOSE commands stand in the ring, all of them, before the first is read."""
+    flows = [
+        Closing(tb, Client(30000 + number), [bytes([number, k]) * 40 for k in range(frames)], rto=8000, **changes)
+        for number in range(count)
+    ]
+    for flow in flows:
+        flow.queue.command_raw(CLOSE_COMMAND.pack(**flow.fields))
+    await tb.queues[0].ring_tx()
+    return flows
+
+
+@core_test(timeout_us=8000)
+async def more_closes_than_the_transmitter_holds(dut):
+    """Sixty commands and all their frames at once, while the wire is slow: commands that wait for the frames of others
+    must not stop these. Every frame leaves once."""
+    tb = await start(dut, tx=6, events=8)
+    tb.tx[0].pause = lambda: tb.rng.random() < 0.5
+    flows = await post_closes(tb, 60, 5)
+    indices = []
+    for event in await tb.queues[0].take_events(len(flows), within_us=1000):
+        assert (event["type"], event["status"]) == (EventType.COMMAND_DONE, Status.OK), event
+        indices.append(event["value"])
+    assert len(set(indices)) == len(flows)
+    await tb.rest(2000)
+    assert len(tb.tx[0].frames) == 5 * len(flows)
+    sent = sorted((Ether(frame)[TCP].dport, bytes(Ether(frame)[TCP].payload)[:2]) for frame in tb.tx[0].frames)
+    assert sent == [(30000 + number, bytes([number, k])) for number in range(len(flows)) for k in range(5)]
+    tb.tx[0].frames.clear()
+    for flow, index in zip(flows, indices, strict=True):
+        flow.index = index
+        flow.segment("FA")
+        await flow.expect("A", ack=flow.rcv_nxt + 1)
+        await flow.done(Status.OK)
+    await tb.end()
+
+
+@core_test(timeout_us=8000)
+async def disabled_behind_waiting_closes(dut):
+    """A queue is disabled while CLOSE commands wait for frames of others: it becomes idle, and all that were taken end."""
+    tb = await start(dut, queues=2, tx=6, events=8)
+    tb.tx[0].pause = lambda: tb.rng.random() < 0.7
+    await post_closes(tb, 60, 5)
+    await tb.cycles(400)
+    await tb.queues[0].disable()
+    tb.queues[0].poll_events()
+    told = list(tb.queues[0].events)
+    assert all(event["type"] == EventType.COMMAND_DONE and event["status"] == Status.OK for event in told)
+    assert 1 <= len(told) < 60 and await held(tb) == len(told)
+    tb.tx[0].pause = lambda: False
+    await tb.queues[0].restart()
+    await tb.rest(2000)
+    assert len(tb.tx[0].frames) == 5 * len(told)
+    tb.tx[0].frames.clear()
+    flow = await Closing(tb, Client(40000), [b"abc"]).close()
+    await flow.expect_frame(0)
     await tb.end()

@@ -11,10 +11,10 @@ import pytest
 from amaranth import Value
 from amaranth.lib import data
 
-from acceltcp.abi.messages import TX_DESCRIPTOR, EventType, Status, TxFlag, TxOpcode
+from acceltcp.abi.messages import COMMAND, TX_DESCRIPTOR, EventType, Status, TxFlag, TxOpcode
 from hw.config import NicConfig
 from hw.dma.events import EventRequest
-from hw.dma.tx import FRAMES, TxCommand, TxDma, TxFrame, TxFrameDone
+from hw.dma.tx import COMMANDS, FRAMES, TxCommand, TxDma, TxFrame, TxFrameDone
 from hw.packet.meta import TxMeta
 from hw.stream.beat import BeatLayout
 from tests.hw.dma.bus import disable_queue, enable_queue, ring_doorbell, set_ring
@@ -80,6 +80,7 @@ class Bench:
         await ring_doorbell(ctx, self.dut.bus, queue, "tx_tail", at + len(frames))
 
     async def start(self, ctx, queue: int, log2: int) -> None:
+        ctx.set(self.dut.command_room, COMMANDS)
         await set_ring(ctx, self.dut.bus, queue, "tx", RINGS + (queue << 20), log2)
         await enable_queue(ctx, self.dut.bus, queue)
 
@@ -592,6 +593,54 @@ def test_hold_stops_final_frames_and_idle_covers_them() -> None:
 
     run(bench.dut, host, background=bench.background(20) + final_background(bench, finals, done, always, always))
     check_finals(bench, finals, done)
+
+
+def test_final_frames_pass_commands_that_wait() -> None:
+    """No more commands are read than will be taken; behind them frames of flows still leave, and in a hold too if
+    `drain` says so: a command that nobody takes must never stop what its taker waits for."""
+    rng = random.Random(12)
+    bench = Bench(TxDma(NicConfig(queues=1, flows=512)))
+    commands = [bytes([i] * COMMAND.size) for i in range(9)]
+    frames = [Frame(octets, bench.place(octets, 0, rng), TxOpcode.COMMAND) for octets in commands]
+    frames[3].length = 5  # refused, with its event; it holds no room
+    finals, done = [], []
+    for i in range(80):
+        octets = bytes([255]) + bytes(199)
+        finals.append(Final(octets, bench.place(octets, None, rng), index=i))
+
+    def numbers() -> list[int]:
+        return [command.command & 0xFF for command in bench.commands]
+
+    async def host(ctx):
+        dut = bench.dut
+        await bench.start(ctx, 0, 4)
+        ctx.set(dut.command_room, 0)
+        await bench.post(ctx, 0, frames, 4)
+        while len(done) < 30:
+            await ctx.tick()
+        assert not bench.commands and ctx.get(dut.commanding)
+        ctx.set(dut.hold, 1)
+        ctx.set(dut.drain, 1)
+        seen = len(done)
+        while len(done) < seen + 10:
+            await ctx.tick()
+        assert not ctx.get(dut.idle)
+        ctx.set(dut.command_room, 1)
+        while ctx.get(dut.commanding):
+            await ctx.tick()
+        ctx.set(dut.drain, 0)
+        while not ctx.get(dut.idle):
+            await ctx.tick()
+        assert bench.commands, "those that were under way"
+        ctx.set(dut.hold, 0)
+        while len(done) < len(finals):
+            await ctx.tick()
+        await bench.quiet(ctx)
+
+    run(bench.dut, host, background=bench.background(20) + final_background(bench, finals, done, always, always))
+    check_finals(bench, finals, done)
+    assert numbers() == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert [(event.event.index, event.event.status) for event in bench.events] == [(3, Status.BAD_LENGTH)]
 
 
 def test_no_more_than_64_final_frames_are_in_flight() -> None:
