@@ -18,6 +18,9 @@ from .world import MAC, NIC, TAP, Echo, World, connect, exchange, folder, ip, re
 
 WSCALE = 9
 CHECKS = ("tcp.check_checksum:TRUE", "ip.check_checksum:TRUE", "tcp.relative_sequence_numbers:FALSE")
+OVERTAKING = "tcp.analysis.lost_segment && tcp.len == 0 && tcp.flags == 0x010"
+"""An ACK that passed final frames which were still being read from host memory (docs/teardown.md, "What a received
+segment does"): its SEQ is behind them."""
 CHAT, NOTE, WARN, ERROR = 0x200000, 0x400000, 0x600000, 0x800000
 
 
@@ -89,7 +92,7 @@ def test_expert() -> None:
         assert len(tshark(capture, "frame", "frame.number")) > 500
         assert tshark(capture, "_ws.malformed", "frame.number", "frame.protocols") == []
         assert bad_checksums(capture, counters["rx_drop_l4_checksum"]) == []
-        found = verdicts(capture, "!(tcp.flags.reset == 1)")
+        found = verdicts(capture, f"!(tcp.flags.reset == 1) && !({OVERTAKING})")
         assert not found, found
         # Refused connections are answered with resets that acknowledge the SYN.
         resets = tshark(
@@ -99,7 +102,8 @@ def test_expert() -> None:
         assert all("R" in flags and "A" in flags and seq == length == "0" for flags, seq, length in resets)
         # Nobody is spoken to beyond his window, and no segment was sent in vain.
         for fault in ("window_full", "retransmission", "lost_segment", "zero_window", "ack_lost_segment"):
-            assert tshark(capture, f"eth.src == {MAC} && tcp.analysis.{fault}", "frame.number") == [], fault
+            shown = f"eth.src == {MAC} && tcp.analysis.{fault} && !({OVERTAKING})"
+            assert tshark(capture, shown, "frame.number") == [], fault
 
 
 @isolated

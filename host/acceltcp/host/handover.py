@@ -300,8 +300,11 @@ class HandOver:
 
 
 def _fits(connection: TcpConnection) -> bool:
-    """Whether all that is left can leave at once, and no loss is being recovered from."""
+    """Whether all that is left can leave at once, no loss is being recovered from, and we know where the peer is: the NIC
+    sends to one MAC address only."""
     size = len(connection.send_buffer)
+    if connection.address_in_doubt:
+        return False
     if connection.recovering or size >= FLOW_BYTES_MAX or size > FINAL_FRAMES_MAX * connection.mss:
         return False
     # A FIN alone takes no room in the window.

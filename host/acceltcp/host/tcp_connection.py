@@ -113,6 +113,7 @@ class TcpConnection:
         self.key = key
         self.peer = peer
         self._peer_before: Peer | None = None
+        self._moved_at = 0
         self.events: ConnectionEvents | None = None
         self.error: OSError | None = None
         self.closed = False
@@ -298,6 +299,12 @@ class TcpConnection:
     def moved(self, peer: Peer) -> None:
         """A segment came from another MAC address: replies go there from now on."""
         self._peer_before, self.peer = self.peer, peer
+        self._moved_at = self.snd_max
+
+    @property
+    def address_in_doubt(self) -> bool:
+        """Nothing first sent to the peer's present MAC address has been acknowledged."""
+        return self._peer_before is not None
 
     # -- segments in ---------------------------------------------------------------------
 
@@ -397,6 +404,8 @@ class TcpConnection:
             else:
                 del self.send_buffer[:acked]
             self.snd_una = ack
+            if ack > self._moved_at:
+                self._peer_before = None
             self.snd_nxt = max(self.snd_nxt, ack)
             self.snd_max = max(self.snd_max, ack)
             self._congestion(ack, acked, flight, segment)
@@ -748,6 +757,7 @@ class TcpConnection:
         if self._retries > 1 and self._peer_before is not None:
             # One frame with an odd source address must not cut us off: try both in turn.
             self._peer_before, self.peer = self.peer, self._peer_before
+            self._moved_at = self.snd_max
         self.rto = min(self.rto * 2, self.settings.max_rto)
         self.retransmit_at = now + self.rto
         if self._persisting:
