@@ -25,7 +25,7 @@ import pytest
 from acceltcp.host import Connection, TcpSettings
 
 from .namespace import isolated
-from .test_capture import bad_checksums, tshark, verdicts
+from .test_capture import OVERTAKING, bad_checksums, tshark, verdicts
 from .world import NIC, NIC4, Service, World, connect, folder, wait_until
 
 SERVER_PORT = 8000
@@ -142,7 +142,7 @@ def test_who_closes_first() -> None:
             dropped = here.counters()["rx_drop_l4_checksum"]
         assert tshark(capture, "_ws.malformed", "frame.number") == []
         assert bad_checksums(capture, dropped) == []
-        assert not verdicts(capture)
+        assert not verdicts(capture, f"!({OVERTAKING})")
         # The handshake's end: each side's FIN, and an acknowledgment of it. Some FINs have crossed.
         fins = tshark(capture, "tcp.flags.fin == 1 && tcp.srcport == 8000", "tcp.stream")
         assert len({stream for (stream,) in fins}) == len(cases)
@@ -226,11 +226,14 @@ def test_bad_wire(count: int, seed: int) -> None:
                 failed = [error for job in jobs if (error := job.exception(400)) is not None]
             assert not failed, (len(failed), failed[:3])
             outcomes = books.close(120)
+            software = here.do(here.nic.stats)["flows"]["software"]
             dropped = here.counters()["rx_drop_l4_checksum"]
         print(f"seed {seed}: {outcomes}")
+        # A few had lost segments to send again at their end, and it was over by then: those the host has closed.
+        assert outcomes["opened"] + software == count and software <= count // 50, (outcomes, software)
         # A client whose last acknowledgment was lost may be gone when we repeat our FIN: nothing else may go wrong.
-        assert outcomes["opened"] == count
-        assert outcomes["closed"] + outcomes.get("reset", 0) == count and outcomes.get("reset", 0) <= count // 50
+        reset = outcomes.get("reset", 0)
+        assert outcomes["closed"] + reset == outcomes["opened"] and reset <= count // 50
         assert tshark(capture, "_ws.malformed", "frame.number") == []
         assert bad_checksums(capture, dropped) == []
         # Nobody acknowledges what was never sent.

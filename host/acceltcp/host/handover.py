@@ -305,15 +305,27 @@ def _fits(connection: TcpConnection) -> bool:
     size = len(connection.send_buffer)
     if connection.address_in_doubt:
         return False
-    if connection.recovering or size >= FLOW_BYTES_MAX or size > FINAL_FRAMES_MAX * connection.mss:
+    if connection.recovering or size >= FLOW_BYTES_MAX or len(_parts(connection)) > FINAL_FRAMES_MAX:
         return False
     # A FIN alone takes no room in the window.
     return size <= min(window_steps(connection.snd_wnd) * WINDOW_UNIT, connection.cwnd)
 
 
+def _parts(connection: TcpConnection) -> list[tuple[int, int]]:
+    """From where to where in the send buffer each final frame's data go. None holds both what has been sent and what has
+    not, so nothing is sent twice; when all data have been sent and the FIN has not, it goes alone."""
+    size, mss = len(connection.send_buffer), connection.mss
+    sent = min(connection.snd_nxt - connection.snd_una, size)
+    parts = [(at, min(at + mss, sent)) for at in range(0, sent, mss)]
+    parts += [(at, min(at + mss, size)) for at in range(sent, size, mss)]
+    if sent == size and not (connection.fin_sent and parts):
+        parts.append((size, size))
+    return parts
+
+
 def _final_frames(connection: TcpConnection) -> tuple[list[bytearray], int]:
     """Everything from snd_una, and how many of the frames have left already."""
-    peer, mss, data, una = connection.peer, connection.mss, connection.send_buffer, connection.snd_una
+    peer, data, una = connection.peer, connection.send_buffer, connection.snd_una
     options = b""
     if connection.timestamps:
         options = TS_OPTION.pack(TS_PREFIX, connection.endpoint.tsval(), connection.ts_recent)
@@ -321,13 +333,14 @@ def _final_frames(connection: TcpConnection) -> tuple[list[bytearray], int]:
     always = ACK | (ECE if connection.echoes_ce else 0)
     frames: list[bytearray] = []
     sent = 0
-    for offset in range(0, max(len(data), 1), mss):
-        part = data[offset : offset + mss]
-        last = offset + len(part) == len(data)
+    parts = _parts(connection)
+    for number, (start, end) in enumerate(parts):
+        part = data[start:end]
+        last = number == len(parts) - 1
         flags = always | (FIN | (PSH if part else 0) if last else 0)
         frame = bytearray(peer.l4 + TCP.size + len(options) + len(part))
-        at = peer.build(frame, una + offset, connection.rcv_nxt, flags, window, options, False, len(part))
+        at = peer.build(frame, una + start, connection.rcv_nxt, flags, window, options, False, len(part))
         frame[at:] = part
         frames.append(frame)
-        sent += una + offset + len(part) + last <= connection.snd_nxt
+        sent += una + end + last <= connection.snd_nxt
     return frames, sent
