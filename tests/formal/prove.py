@@ -67,7 +67,7 @@ _AIGER = [
     "dffunmap",
     "aigmap",
     "opt_clean",
-    "write_aiger -I -B -zinit -no-startoffset design.aig",
+    "write_aiger -I -B -zinit -no-startoffset -ywmap design.json design.aig",
 ]
 _SMT2 = [*_PREPARE, "memory_map -formal", "formalff -clk2ff -ff2anyinit", "dffunmap", "stat"]
 _SMT2 += ["write_smt2 -wires design.smt2"]
@@ -123,14 +123,17 @@ def _smtbmc(folder, *options):
 
 
 def _explain(out, folder):
-    """Ask the bit-accurate solver which assertion it is; ABC knows only its number."""
-    frame = re.search(r"asserted in frame (\d+)", out)
-    if not frame:
+    """Which assertion it is; ABC knows only its number."""
+    failed = re.search(r"Output (\d+) of miter .* asserted in frame (\d+)", out)
+    if not failed:
         raise RuntimeError(f"ABC came to no conclusion:\n{out[-2000:]}")
-    depth = int(frame[1]) + 1
-    said = _smtbmc(folder, "-t", str(depth))
-    named = re.search(r"Assert failed in .*", said)
-    raise AssertionError(f"cycle {depth - 1}: {named[0] if named else said[-2000:]}")
+    (name,) = json.loads((Path(folder) / "design.json").read_text())["asserts"][int(failed[1])]
+    _yosys([*_PREPARE, "write_rtlil prepared.il"], folder)
+    text = (Path(folder) / "prepared.il").read_text()
+    where = re.search(
+        rf'attribute \\src "(.*)"\n(?:  attribute .*\n)*  cell \$assert {re.escape(name)}\n', text
+    )
+    raise AssertionError(f"cycle {failed[2]}: Assert failed in {where[1] if where else name}")
 
 
 def prove(harness, *, seconds: int = 60) -> None:

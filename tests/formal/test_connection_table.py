@@ -21,6 +21,7 @@ state machine knows of it, and what the look-ups in work have seen of it.
 import inspect
 import sys
 from contextlib import contextmanager
+from itertools import pairwise
 from types import ModuleType
 
 import pytest
@@ -81,10 +82,11 @@ class Watched(Elaboratable):
 
     table: class of the table.
     inside: assert the invariant of its inside, too.
+    hurry: to find a run soon: something is always to be inserted, nothing deleted. For no proof.
     """
 
-    def __init__(self, sizes=SMALL, table=ConnectionTable, *, inside=False, covers=False):
-        self._sizes, self._inside, self._covers = sizes, inside, covers
+    def __init__(self, sizes=SMALL, table=ConnectionTable, *, inside=False, hurry=False):
+        self._sizes, self._inside, self._hurry = sizes, inside, hurry
         self._places = [(bank, way) for bank in range(2) for way in range(sizes.ways)]
         places, rows, memories = self._places, range(1 << sizes.row_bits), {}
 
@@ -116,8 +118,10 @@ class Watched(Elaboratable):
             self._contents(m)
             self._change(m)
             self._pipeline(m)
-        if self._covers:
-            self._cover(m)
+        self._cover(m)
+        if self._hurry:
+            port = self._dut.port
+            m.d.comb += Assume(port.insert.valid & port.inserted.ready & ~port.delete.valid)
         return m
 
     def _account(self, m):
@@ -169,7 +173,7 @@ class Watched(Elaboratable):
             asked[0].must.eq(watched & ours & self.held),
             asked[0].never.eq(watched & ~(ours & ~self.gone)),
         ]
-        for before, after in zip(asked, asked[1:], strict=False):
+        for before, after in pairwise(asked):
             m.d.sync += after.eq(before)
         found = dut.o.hit & (flow(dut.o) == self.flow)
         m.d.comb += [
@@ -316,7 +320,7 @@ class Watched(Elaboratable):
 
         stages[0] = compare(stages[0])
         stages[1] = compare(stages[1]) + [*zip(stash["matches"], stash["values"], strict=True)]
-        for k, (asked, hits) in enumerate(zip(self.asked[1:], stages, strict=False)):
+        for k, (asked, hits) in enumerate(zip(self.asked[1:-1], stages, strict=True)):
             live = look["valid"][k]
             found = Cat(hit & (value == self.flow) for hit, value in hits).any()
             m.d.comb += [
@@ -336,15 +340,11 @@ class Watched(Elaboratable):
         in_cells, in_stash, was_in_cells, was_in_stash = (Signal() for _ in range(4))
         for where, entries in ((in_cells, self.in_cells), (in_stash, self.in_stash)):
             m.d.comb += where.eq(Cat(used & (entry.digest == self.digest) for used, entry, _ in entries).any())
-        must = self.asked[0].must
-        m.d.sync += [was_in_cells.eq(in_cells & must), was_in_stash.eq(in_stash & must)]
-        deleted, cleared = Signal(), Signal()
-        m.d.sync += [deleted.eq(self.leaving & in_stash), cleared.eq(self._table["clearing"])]
+        must, before = self.asked[0].must, self.asked[1].must
+        m.d.sync += [was_in_cells.eq(in_cells), was_in_stash.eq(in_stash)]
         m.d.comb += [
-            Cover(must & was_in_cells & in_stash),
-            Cover(must & was_in_stash & in_cells),
-            Cover(deleted & self.gone),
-            Cover(self.again & self._dut.port.inserted.valid & in_stash),
+            Cover(before & was_in_cells & must & in_stash & ~in_cells),
+            Cover(before & was_in_stash & must & in_cells & ~in_stash),
         ]
 
 
@@ -357,6 +357,75 @@ def any_time(proof):
     return Harness(body)
 
 
-@pytest.mark.parametrize("sizes", [SMALL, Sizes(index_bits=3, stash=2, ways=2, row_bits=1)], ids=["one-way", "two-ways"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        SMALL,
+        Sizes(index_bits=3, stash=2, ways=2, row_bits=1),
+        pytest.param(Sizes(index_bits=3, stash=3, ways=1, row_bits=2), marks=pytest.mark.slow),
+    ],
+    ids=["one-way", "two-ways", "four-rows"],
+)
 def test_held_is_found_and_nothing_else(sizes):
     induct(any_time(Watched(sizes, inside=True)), steps=2)
+
+
+def test_moves_happen_in_the_cycle_of_a_look_up():
+    reach(Watched(hurry=True), depth=32)
+
+
+def broken(module, old, new):
+    """The table with a piece of the source of it or of its stash replaced."""
+    made = {}
+    for original in (stash, connection_table):
+        text = inspect.getsource(original)
+        if original is module:
+            assert text.count(old) == 1, f"{old!r} is not in {module.__name__} once"
+            text = text.replace(old, new)
+        made[original] = copy = ModuleType(original.__name__)
+        copy.__package__ = original.__package__
+        exec(compile(text, original.__file__, "exec"), vars(copy))
+    made[connection_table].Stash = made[stash].Stash
+    return made[connection_table].ConnectionTable
+
+
+@pytest.mark.parametrize(
+    "depth, hurry, fault",
+    [
+        (8, False, (connection_table, "match[number].eq(slot.used & (", "match[number].eq((")),
+        (16, False, (connection_table, "[write.eq(~C(0, count)), written", "[write.eq(0), written")),
+        (21, False, (connection_table, "slot.used & (slot.entry.index == entry.index) &", "slot.used &")),
+        (28, True, (connection_table, "match[-1].eq(stash.hit)", "match[-1].eq(0)")),
+        (34, True, (stash, "m.d.sync += [write.eq(self.write)", "m.d.comb += [write.eq(self.write)")),
+        (34, True, (stash, "m.d.sync += digest.eq(self.digest)", "m.d.comb += digest.eq(self.digest)")),
+    ],
+    ids=[
+        "free slots are searched",
+        "memories are not cleared",
+        "any index is deleted",
+        "the stash is not searched",
+        "the stash changes before the bank",
+        "the stash is searched before the bank",
+    ],
+)
+def test_broken_table_hides_or_invents_an_entry(depth, hurry, fault):
+    """There is a run from power-up in which a look-up goes wrong."""
+    table = broken(*fault)
+    with pytest.raises(AssertionError, match=r"test_connection_table\.py"):
+        check(any_time(Watched(table=table, hurry=hurry)), depth=depth)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (connection_table, "same.any() | same_stash.any()", "same.any()"),
+        (connection_table, "stash.valid.eq(0)]\n                    m.d.sync += attempts", "]\n                    m.d.sync += attempts"),
+        (connection_table, "m.d.sync += [entry.eq(kept), waits", "m.d.sync += [waits"),
+        (connection_table, "waits == 3):\n                    with m.Switch", "waits == 1):\n                    with m.Switch"),
+    ],
+    ids=["a duplicate of the stash", "left in the stash", "the insertion loses its entry", "read too soon"],
+)
+def test_broken_table_is_not_proved(fault):
+    table = broken(*fault)
+    with pytest.raises(AssertionError, match="not inductive"):
+        induct(any_time(Watched(table=table, inside=True)), steps=2)
