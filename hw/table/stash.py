@@ -28,7 +28,7 @@ class Stash(wiring.Component):
     digest: of a look-up.
     hit, found: 2 cycles later: whether it is here; its kind and index (0 without `hit`).
     write, at, valid, entry: put `entry` (or nothing, without `valid`) into place `at`.
-    used: places in use, with what has been asked for up to the cycle before.
+    used: places in use; a change shows two cycles after it was asked for.
     read_at, read: an entry, to be moved.
     match_digest, match_index, match_kind: places with that digest; with that index and kind.
     """

@@ -163,8 +163,8 @@ def FlowJob(config):  # noqa: N802
     """Frames to read from host memory and send.
 
     Of the flow's frames, in order, those whose end lies less than `left` before `snd_end`; at
-    most `limit` of them; after the first one only those whose start lies no more than
-    `room` * WINDOW_UNIT bytes after the first one's.
+    most `limit` of them; after the first one only those whose start lies less than
+    (`room` + 1) * WINDOW_UNIT bytes after the first one's: a distance counts in whole units, rounded down.
     """
     return data.StructLayout(
         {

@@ -66,7 +66,7 @@ class FlowOutputs(wiring.Component):
     free_wanted: free indices are wanted.
     ended, swept, used, given, freed, was_read, updated, update_found: what has come out, a cycle after `i`.
     record: the flow read last.
-    idle: no event, job or deletion is on offer; busy: something is inside.
+    idle: no event and no job is on offer; busy: something is inside.
     counts: strobes.
     """
 

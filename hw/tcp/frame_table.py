@@ -3,8 +3,9 @@
 A table holds up to 16 `FINAL_FRAME` entries of 16 bytes and starts at a multiple of 256 bytes, so it is one
 burst of up to four beats. Requests are answered in order, entry by entry, to the client that asked.
 
-* Latency: 2 cycles to the bus, 5 from it. Throughput: one entry per cycle; requests follow each other without
-  waiting for their data: up to `TABLES` are in flight, which hides a bus round trip of 250 cycles.
+* Latency: 1 cycle to the bus, 3 from it. Throughput: one entry per cycle; requests follow each other without
+  waiting for their data: up to `TABLES` tables and `BEATS` beats are in flight. With a bus round trip of 250 cycles that makes
+  0.95 entries per cycle with tables of 16 entries; with tables of up to four, `TABLES` tables per round trip.
 * Registered: `read.request`; `entries` is one multiplexer behind registers.
 * Overflow: a burst is asked for only when there is room for its data. With `hold` none is begun for the second client.
 * Reset: forgets everything; what the bus still owes must have been waited for (`hold`, `idle`).

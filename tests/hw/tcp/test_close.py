@@ -290,6 +290,17 @@ def test_bad_arguments(fields):
     assert not bench.asked
 
 
+@pytest.mark.parametrize("mapped", ("remote", "local", "both"))
+def test_source_equal_to_destination(mapped):
+    """An IPv4 address is the same whether its field holds it alone or as ::ffff:a.b.c.d; another port is another end."""
+    fields = {name: 0x0A000002 | (MAPPED if mapped in (name, "both") else 0) for name in ("remote", "local")}
+    bench = Bench(Hand([10], **fields, remote_port=80, local_port=80))
+    check_refused(bench, Status.BAD_ARGUMENT)
+    assert not bench.asked
+    bench = Bench(Hand([10], **fields, remote_port=81, local_port=80)).run()
+    assert bench.events() == [(0, 0xCAFE, Status.OK, 100)]
+
+
 @pytest.mark.parametrize(
     "number, change, status",
     [
