@@ -15,6 +15,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from acceltcp.host import Connection, TcpSettings
 
 from .namespace import isolated
 from .test_capture import OVERTAKING, bad_checksums, tshark, verdicts
-from .world import NIC, NIC4, Service, World, connect, folder, wait_until
+from .world import MAC, NIC, NIC4, TAP, Service, World, connect, folder, wait_until
 
 SERVER_PORT = 8000
 SETTINGS = {"time_wait": 0.3, "linger": 0.3, "fin_wait_2": 5.0}
@@ -177,7 +178,7 @@ def test_rude_clients() -> None:
                     data += part
                 assert data == answer(3, 100)
                 sock.sendall(b"is anybody there?")
-                with pytest.raises(ConnectionResetError):
+                with pytest.raises((ConnectionResetError, BrokenPipeError)):
                     for _ in range(50):
                         sock.sendall(b"?")
                         time.sleep(0.05)
@@ -189,18 +190,42 @@ def test_rude_clients() -> None:
 @pytest.mark.slow
 def test_silent_client() -> None:
     """A client that vanishes: the NIC gives up at the retry limit and the host hears of it."""
+    asked, gone = threading.Event(), threading.Event()
+
+    async def answer_too_late(connection: Connection) -> None:
+        await connection.read(1)
+        asked.set()
+        await asyncio.to_thread(gone.wait, 30)
+        connection.write(b"too late")
+
     with world(initial_rto=0.2, retries=3, max_rto=1.0) as here:
-        listening(here)
+        here.listen(SERVER_PORT, answer_too_late)
         books = Books(here)
-        sock = connect(NIC4, SERVER_PORT)
-        sock.sendall(b"first 1 100\n")
-        wait_until("the end was handed over", lambda: books.outcomes().get("opened") == 1)
-        # Whatever comes from the NIC is thrown away from now on, and nothing goes out.
-        subprocess.run(["ip", "link", "set", "acc0", "down"], check=True, timeout=20)
-        wait_until("the flow has ended", lambda: len(books.outcomes()) == 2, 30)
-        sock.close()
-        ended = books.outcomes()
-        assert ended.get("timed_out") == 1 or ended.get("closed") == 1, ended
+        with connect(NIC4, SERVER_PORT) as sock:
+            sock.sendall(b"?")
+            assert asked.wait(20)
+            # Whatever comes from the NIC is thrown away from now on, and nothing goes out.
+            subprocess.run(["ip", "link", "set", TAP, "down"], check=True, timeout=20)
+            gone.set()
+            wait_until("the flow has ended", lambda: len(books.outcomes()) == 2, 30)
+        assert books.outcomes() == {"opened": 1, "timed_out": 1}
+        assert here.counters()["flow_retransmissions"] == 3
+
+
+def acknowledged_unsent(capture: Path) -> list[str]:
+    """Frames of ours that acknowledge what the kernel had not sent. (tshark's own mark overlooks a FIN that was added to
+    data sent again.)"""
+    ends: dict[str, int] = {}
+    found = []
+    fields = ("frame.number", "eth.src", "tcp.stream", "tcp.seq", "tcp.ack", "tcp.len", "tcp.flags")
+    for number, source, stream, seq, ack, length, flags in tshark(capture, "tcp", *fields):
+        if source != MAC:
+            end = int(seq) + int(length) + (int(flags, 16) & 1) + (int(flags, 16) >> 1 & 1)
+            known = ends.get(stream, end)
+            ends[stream] = end if (end - known) % (1 << 32) < 1 << 31 else known
+        elif int(flags, 16) & 0x10 and (ends[stream] - int(ack)) % (1 << 32) >= 1 << 31:
+            found.append(number)
+    return found
 
 
 def mix(count: int, rng: random.Random) -> Iterator[tuple[str, int, int, str]]:
@@ -227,7 +252,6 @@ def test_bad_wire(count: int, seed: int) -> None:
             assert not failed, (len(failed), failed[:3])
             outcomes = books.close(120)
             software = here.do(here.nic.stats)["flows"]["software"]
-            dropped = here.counters()["rx_drop_l4_checksum"]
         print(f"seed {seed}: {outcomes}")
         # A few had lost segments to send again at their end, and it was over by then: those the host has closed.
         assert outcomes["opened"] + software == count and software <= count // 50, (outcomes, software)
@@ -235,9 +259,8 @@ def test_bad_wire(count: int, seed: int) -> None:
         reset = outcomes.get("reset", 0)
         assert outcomes["closed"] + reset == outcomes["opened"] and reset <= count // 50
         assert tshark(capture, "_ws.malformed", "frame.number") == []
-        assert bad_checksums(capture, dropped) == []
-        # Nobody acknowledges what was never sent.
-        assert tshark(capture, "eth.src == 02:00:00:00:00:02 && tcp.analysis.ack_lost_segment", "frame.number") == []
+        assert bad_checksums(capture, None) == []
+        assert acknowledged_unsent(capture) == []
 
 
 @isolated
