@@ -413,7 +413,7 @@ async def check_quiet(ctx, bench, cycles):
     dut = bench.dut
     before = len(bench.traffic.bursts), len(bench.named("done")), len(bench.named("over"))
     for _ in range(cycles):
-        assert ctx.get(dut.idle) and not ctx.get(dut.read.request.valid)
+        assert ctx.get(dut.idle) and not ctx.get(dut.read.request.valid) and not bench.traffic.outstanding
         assert not any(ctx.get(events.valid) for events in dut.events)
         await ctx.tick()
     assert (len(bench.traffic.bursts), len(bench.named("done")), len(bench.named("over"))) == before
