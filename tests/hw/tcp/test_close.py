@@ -292,7 +292,7 @@ def test_bad_arguments(fields):
 
 @pytest.mark.parametrize("mapped", ("remote", "local", "both"))
 def test_source_equal_to_destination(mapped):
-    """An IPv4 address is the same whether its field holds it alone or as ::ffff:a.b.c.d; another port is another end."""
+    """An IPv4 address is the same alone and as ::ffff:a.b.c.d; another port is another end."""
     fields = {name: 0x0A000002 | (MAPPED if mapped in (name, "both") else 0) for name in ("remote", "local")}
     bench = Bench(Hand([10], **fields, remote_port=80, local_port=80))
     check_refused(bench, Status.BAD_ARGUMENT)

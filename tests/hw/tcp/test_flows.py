@@ -73,7 +73,8 @@ class Bench:
     async def close(self, ctx: Any, *hands: Hand) -> None:
         """Give commands, one by one as they are taken."""
         for one in hands:
-            self.memory.write(one.fields["table"], b"".join(FINAL_FRAME.pack(**entry) for entry in one.entries))
+            table = b"".join(FINAL_FRAME.pack(**entry) for entry in one.entries)
+            self.memory.write(one.fields["table"], table)
         await feed(ctx, self.dut.close, [one.raw() for one in hands])
 
     async def find(self, ctx: Any, one: Hand) -> Any:
@@ -180,12 +181,13 @@ class Bench:
             (dut.replies, self._note_reply, lambda: True),
             (dut.frames, self._note_frame, lambda: self.frames()),
         ]
+        bus = {"port": dut.read, "memory": self.memory, "latency": self.latency, "traffic": self.traffic}
         run(
             dut,
             bench,
             cycles=cycles,
             background=[
-                partial(serve_reads, port=dut.read, memory=self.memory, latency=self.latency, traffic=self.traffic),
+                partial(serve_reads, **bus),
                 *(partial(self._take, stream=s, note=note, go=go) for s, note, go in takers),
                 self._end_frames,
                 self._count,
@@ -197,7 +199,7 @@ class Bench:
 
 @pytest.mark.parametrize("pipelined", (False, True))
 def test_a_whole_close(pipelined):
-    """Command, table, event, frames; a segment that ends it; FLOW_DONE behind the last frame's end; deletion."""
+    """Command, table, event, frames; a segment that ends it; FLOW_DONE behind its frames' end; deletion."""
     bench = Bench(pipelined=pipelined)
     bench.frame_time = 400
     dut = bench.dut
@@ -268,7 +270,7 @@ def test_the_same_connection_again():
 
 
 def test_time_sends_again_and_updates_end():
-    """The timer's job reads the table and sends the first frame; FLOW_UPDATE ends the flow, then finds it no more."""
+    """The timer's job sends the first frame; FLOW_UPDATE ends the flow, and finds it no more."""
     bench = Bench()
     dut = bench.dut
     one = hand(1, (100, 200), sent=2, rto=10)
@@ -446,7 +448,8 @@ def test_hold_with_commands_behind_frames():
         accept["frames"] = True
         await bench.rest(ctx)
         assert bench.named("over") == [(Status.RESET, index)]
-        wanted = [(i, *f) for one, (*_, i) in zip(hands, bench.named("done"), strict=True) for f in frames_of(one)]
+        indices = [index for *_, index in bench.named("done")]
+        wanted = [(i, *f) for one, i in zip(hands, indices, strict=True) for f in frames_of(one)]
         assert bench.named("frame") == wanted
 
     bench.run(scenario)
