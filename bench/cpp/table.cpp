@@ -42,7 +42,7 @@ static void put(Wide& wide, int at, Key value, int bits) {
 
 struct Expected {
     bool valid;
-    int64_t index;
+    int64_t index;  // -1: not found
 };
 static Expected pipeline[8];
 static int latency;
@@ -54,14 +54,14 @@ static void cycle() {
     if (slot.valid) {
         ++lookups;
         uint32_t got = top->o;  // hit, kind, index
-        if (!top->o_valid || !(got & 1) || int64_t(got >> 3) != slot.index) ++wrong;
+        int64_t index = got & 1 ? int64_t(got >> 3) : -1;
+        if (!top->o_valid || index != slot.index) ++wrong;
     }
     slot = {false, 0};
-    top->i_valid = 0;
-    if (!present.empty()) {
-        uint32_t key = present[random64() % present.size()];
+    top->i_valid = top->ready;
+    if (top->ready) {  // while the table is empty, of a key that is not there
+        uint32_t key = present.empty() ? keys.size() - 1 : present[random64() % present.size()];
         put(top->i_digest, 0, keys[key], digest_bits);
-        top->i_valid = 1;
         slot = {true, index_of[key]};
     }
     at = (at + 1) % latency;
@@ -134,6 +134,7 @@ int main(int argc, char** argv) {
     cycle();
     top->rst = 0;
     do { cycle(); top->clk = 0; top->eval(); } while (!top->ready);
+    for (int i = 0; i < latency; ++i) cycle();
     cycles = lookups = wrong = 0;
 
     std::vector<uint32_t> took;

@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (Latencies are asked of parts made for that only.)
 """Digest of a connection: `ConnectionHash` takes one key a cycle, `ConnectionHashIterative` one at a time.
 
 The digest is the low `config.table.digest_bits` bits of SipHash-1-3 with 128 bits of output over

@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (Latencies are asked of parts made for that only.)
 """`ConnectionLookup`: from the addresses of a received packet to its entry in the connection table.
 
     connection --> ConnectionHash --> ConnectionTable --> FIFO --> lookup

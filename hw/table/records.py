@@ -37,7 +37,7 @@ class TablePort(Signature):
     insert: in order, one `inserted` each, with OK, DUPLICATE or TABLE_FULL
         (acceltcp.abi.messages.Status). Once it says OK every later look-up finds the entry.
     delete: by the two rows of the entry's digest, kind and index; one `deleted` each, in order,
-        when no later look-up finds it any more. Deleting what is not there does nothing.
+        when no later look-up finds it any more. Deleting what is not there does nothing (the rows must be those of the digest if kind and index are held).
     """
 
     def __init__(self, sizes):

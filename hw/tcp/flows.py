@@ -20,7 +20,7 @@ from ..counts import counts_layout
 from ..csr.flows import TIMES, FlowsPort
 from ..dma.axi import ReadPort
 from ..dma.events import EventRequest
-from ..dma.tx import TxCommand, TxFrame, TxFrameDone
+from ..dma.tx import COMMANDS, TxCommand, TxFrame, TxFrameDone
 from ..packet.meta import Reply
 from ..table.lookup import ConnectionLookup
 from ..table.records import ConnectionKey, Lookup
@@ -70,7 +70,7 @@ class Flows(wiring.Component):
                 "lookup": Out(stream.Signature(Lookup(config.table))),
                 "packets": In(stream.Signature(FlowPacket(config))),
                 "close": In(stream.Signature(TxCommand)),
-                "close_room": Out(Close(config).room.shape()),
+                "close_room": Out(range(COMMANDS + 1)),
                 "updates": In(stream.Signature(FlowUpdate(config))),
                 "updated": Out(stream.Signature(data.StructLayout({"status": 8}))),
                 "read": Out(ReadPort()),

@@ -243,7 +243,7 @@ def test_bad_wire(count: int, seed: int) -> None:
     with folder() as where:
         capture = where / "bad.pcap"
         wire = f"loss=0.1&duplicate=0.05&reorder=0.05&reorder_delay=5ms&seed={seed}&pcap={capture}"
-        with world(wire, retries=12, fin_wait_2=60.0) as here:
+        with world(wire, retries=12, fin_wait_2=60.0, unknown_hold=20.0) as here:
             listening(here)
             books = Books(here)
             with ThreadPoolExecutor(64) as pool:
