@@ -2,8 +2,8 @@
 
 Records come in groups of 64; one bit per group says whether any of them may be in use. A *lap* visits
 every group whose bit is set, and all of them while free records are wanted. A lap begins `LAP_STEPS` timer
-steps after the last one began, or at once while free records are wanted (unless a whole lap has found none).
-The first lap after a reset clears all records.
+steps after the last one began; `AGAIN_STEPS` if something that was due had to be put off; at once while free records
+are wanted (unless a whole lap has found none). The first lap after a reset clears all records.
 
 A visit is a request; its operation comes back `LATENCY` cycles after the grant with what was found. (Clearing is not
 answered.)
@@ -26,6 +26,10 @@ GROUP = 64
 LAP_STEPS = 8
 """Timer steps between the beginnings of two laps, at least."""
 
+AGAIN_STEPS = 2
+"""The same behind a lap in which not everything due could be done. (Not 0: what has been deleted is found gone by the next
+lap, by which no segment that was looked up before may be on its way.)"""
+
 
 class Sweeper(wiring.Component):
     """Sweeps `depth` records (a multiple of 64).
@@ -39,7 +43,7 @@ class Sweeper(wiring.Component):
     -------
     step: a timer step has passed.
     wanted: free records are wanted.
-    freed: a record has become free.
+    freed: a record has become free. put_off: something due could not be done in this lap.
     request, index, clear: a visit; with `clear` the record is to be cleared.
     grant: it is under way.
     result, used, given: the oldest visit has ended; the record is in use; it was free and has been given away.
@@ -57,6 +61,7 @@ class Sweeper(wiring.Component):
                 "step": In(1),
                 "wanted": In(1),
                 "freed": In(1),
+                "put_off": In(1),
                 "request": Out(1),
                 "index": Out(range(depth)),
                 "clear": Out(1),
@@ -89,6 +94,7 @@ class Sweeper(wiring.Component):
         starved = Signal()  # a lap has found nothing free
         hungry = Signal()  # this lap visits every group
         any_given, any_used, touched = Signal(), Signal(), Signal()
+        again = Signal()  # the next lap is due early
         occupied_here = Signal()
         install_group = self.install_index[inner_bits:] if groups > 1 else C(0, 1)
 
@@ -110,13 +116,18 @@ class Sweeper(wiring.Component):
         with m.If(self.freed):
             # The lap under way may have passed it already: it has not been in vain.
             m.d.sync += [starved.eq(0), any_given.eq(1)]
+        with m.If(self.put_off):
+            m.d.sync += again.eq(1)
         with m.If(self.install):
             m.d.comb += mark.en.eq(1)
             with m.If(install_group == group):
                 m.d.sync += touched.eq(1)
 
         due = Signal()
-        m.d.comb += [due.eq((since == LAP_STEPS) | (self.wanted & ~starved)), self.busy.eq(1)]
+        m.d.comb += [
+            due.eq((since == LAP_STEPS) | (again & (since >= AGAIN_STEPS)) | (self.wanted & ~starved)),
+            self.busy.eq(1),
+        ]
         with m.FSM(name="sweep"):
             with m.State("Clear"):
                 m.d.comb += [self.request.eq(1), self.clear.eq(1)]
@@ -135,7 +146,7 @@ class Sweeper(wiring.Component):
                 m.d.comb += self.busy.eq(due)
                 m.d.sync += [group.eq(0), hungry.eq(self.wanted & ~starved), any_given.eq(0)]
                 with m.If(due & (open_visits == 0)):
-                    m.d.sync += since.eq(0)
+                    m.d.sync += [since.eq(0), again.eq(0)]
                     m.next = "Look at a group"
             with m.State("Look at a group"):
                 # (A group comes into use after this at the earliest by an insertion, whose timer is not due yet.)

@@ -64,7 +64,7 @@ class FlowOutputs(wiring.Component):
     replies, events, jobs, delete, free: queues.
     event_room, job_room, delete_room, free_wanted_room: there is room for the operation that begins.
     free_wanted: free indices are wanted.
-    ended, swept, used, given, freed, was_read, updated, update_found: what has come out, a cycle after `i`.
+    ended, swept, used, given, freed, put_off, was_read, updated, update_found: what has come out, a cycle after `i`.
     record: the flow read last.
     idle: no event and no job is on offer; busy: something is inside.
     counts: strobes.
@@ -96,7 +96,7 @@ class FlowOutputs(wiring.Component):
                     name: Out(1)
                     for name in (
                         "event_room", "job_room", "delete_room", "free_wanted_room", "free_wanted",
-                        "ended", "swept", "used", "given", "freed", "was_read", "updated", "update_found",
+                        "ended", "swept", "used", "given", "freed", "put_off", "was_read", "updated", "update_found",
                         "idle", "busy",
                     )
                 },
@@ -125,6 +125,7 @@ class FlowOutputs(wiring.Component):
             self.used.eq(act.used),
             self.given.eq(act.give),
             self.freed.eq(valid & act.freed),
+            self.put_off.eq(valid & act.put_off),
             self.was_read.eq(valid & (kind == OpKind.READ)),
             self.updated.eq(valid & (kind == OpKind.UPDATE)),
             self.update_found.eq(act.found),

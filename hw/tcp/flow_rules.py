@@ -85,6 +85,7 @@ class FlowAct(data.Struct):
     stray: 1  # RST: numbers from the segment, not from the flow
     event: 1
     job: 1
+    put_off: 1  # a time-out found no room for its job
     limit: 5
     delete: 1
     give: 1
@@ -418,6 +419,7 @@ class FlowRules(wiring.Component):
             act.stray.eq(stray),
             act.event.eq(event),
             act.job.eq(job),
+            act.put_off.eq(retry_due & ~p.last_try & ~op.job_room),
             act.limit.eq(Mux(partial | opened, 2, 1)),
             act.delete.eq(reuse | expire),
             act.give.eq(give),

@@ -168,6 +168,7 @@ class Teardown(wiring.Component):
             sweeper.step.eq(step),
             sweeper.wanted.eq(outputs.free_wanted),
             sweeper.freed.eq(outputs.freed),
+            sweeper.put_off.eq(outputs.put_off),
             sweeper.result.eq(outputs.swept),
             sweeper.used.eq(outputs.used),
             sweeper.given.eq(outputs.given),
