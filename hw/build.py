@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-from amaranth.back import verilog
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -21,6 +20,7 @@ from .config import NicConfig
 from .report import Figures, Report
 from .synth.netlist import Netlist, NetlistError, Usage
 from .synth.yosys import SynthesisError, stage_modules, synthesise
+from .verilog import convert
 
 __all__ = ["MODULE", "board_config", "build", "export", "main", "memory_usage"]
 
@@ -34,7 +34,7 @@ def export(config, design=None):
         from .nic import Nic
 
         design = Nic(config)
-    return verilog.convert(design, name=MODULE, emit_src=False)
+    return convert(design, MODULE)
 
 
 def build(board, config, out, *, synth=True, stages=True, design=None, console=None):

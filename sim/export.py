@@ -55,13 +55,12 @@ def export_verilog(config: NicConfig, *, quiet: bool = False) -> str:
     name = content_hash([source_hash(), repr(config)])
 
     def build(directory: Path) -> None:
-        from amaranth.back import verilog
-
         from hw.nic import Nic
+        from hw.verilog import convert
 
         if not quiet:
             print(f"exporting {config}", file=sys.stderr, flush=True)
-        text = verilog.convert(Nic(config), name=TOP_MODULE, emit_src=False, strip_internal_attrs=True)
+        text = convert(Nic(config), TOP_MODULE, strip_internal_attrs=True)
         (directory / f"{name}.v").write_text(run_constants(text))
 
     return build_once(cache_directory() / "verilog" / f"{name}.v", build).read_text()

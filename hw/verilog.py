@@ -1,0 +1,37 @@
+"""Gateware as Verilog text; the one way to get it."""
+
+from contextlib import contextmanager
+
+from amaranth.back import rtlil, verilog
+
+__all__ = ["LARGE_BITS", "convert"]
+
+LARGE_BITS = 1 << 20
+"""Memories of so many bits are written without initial contents."""
+
+
+def convert(design, name, **options):
+    """`amaranth.back.verilog.convert`, except for large memories that start with zeros.
+
+    Amaranth writes out their every bit, one by one: the flows of a U50 take 100 Mbit, half an hour and gigabytes, for
+    contents that Ultra RAM cannot have anyway. Whoever uses such a memory clears it after a reset.
+    """
+    with _large_memories_without_contents():
+        return verilog.convert(design, name=name, emit_src=False, **options)
+
+
+@contextmanager
+def _large_memories_without_contents():
+    # Amaranth (0.5.10, pinned) has no option for this.
+    emitter = rtlil.ModuleEmitter
+    original = emitter.emit_memory
+
+    def emit_memory(self, index, cell):
+        if cell.width * cell.depth < LARGE_BITS or any(cell.init):
+            original(self, index, cell)
+
+    emitter.emit_memory = emit_memory
+    try:
+        yield
+    finally:
+        emitter.emit_memory = original
