@@ -1,15 +1,16 @@
-"""`Sweeper`: walks a state memory, so that every record's timer is looked at in time.
+"""`Sweeper`: walks a state memory, so that every record's timer is looked at in time, and finds free records.
 
-Records come in groups of 64; one bit per group says whether any of them may be in use. A *lap* visits
-every group whose bit is set, and all of them while free records are wanted. A lap begins `LAP_STEPS` timer
-steps after the last one began; `AGAIN_STEPS` if something that was due had to be put off; at once while free records
-are wanted (unless a whole lap has found none). The first lap after a reset clears all records.
+Records come in groups of 64; one bit per group says whether any of them may be in use. A *lap* visits every group
+whose bit is set. It begins `LAP_STEPS` timer steps after the last one began, `AGAIN_STEPS` if something that was due had
+to be put off. A *search* goes on, group by group, from where the last one ended, while free records are wanted, and takes
+turns with a lap; once it has been all around in vain it rests until a record is freed. The first lap after a reset clears
+all records.
 
 A visit is a request; its operation comes back `LATENCY` cycles after the grant with what was found. (Clearing is not
 answered.)
 
-* Throughput: one visit per cycle when granted in every cycle; a group costs 64 visits and 9 cycles, one whose bit is
-  clear 3 cycles.
+* Throughput: one visit per cycle when granted in every cycle; a group costs 64 visits and 10 cycles, one whose bit is
+  clear costs a lap 4 cycles.
 * Registered: requests. Overflow: cannot happen. Reset: starts with the clearing lap.
 """
 
@@ -42,9 +43,10 @@ class Sweeper(wiring.Component):
     Members
     -------
     step: a timer step has passed.
-    wanted: free records are wanted.
+    wanted: free records are wanted. exhausted: there are none.
     freed: a record has become free. put_off: something due could not be done in this lap.
     request, index, clear: a visit; with `clear` the record is to be cleared.
+    whole: the visit belongs to a lap, not to a search.
     grant: it is under way.
     result, used, given: the oldest visit has ended; the record is in use; it was free and has been given away.
     install, install_index: this record comes into use.
@@ -60,11 +62,13 @@ class Sweeper(wiring.Component):
             {
                 "step": In(1),
                 "wanted": In(1),
+                "exhausted": Out(1),
                 "freed": In(1),
                 "put_off": In(1),
                 "request": Out(1),
                 "index": Out(range(depth)),
                 "clear": Out(1),
+                "whole": Out(1),
                 "grant": In(1),
                 "result": In(1),
                 "used": In(1),
@@ -87,12 +91,16 @@ class Sweeper(wiring.Component):
         )
         look, probe, mark = occupied.read_port(domain="comb"), occupied.read_port(domain="comb"), occupied.write_port()
 
+        lap, lap_group = Signal(), Signal(range(max(2, groups)))
+        search_group = Signal(range(max(2, groups)))
+        searching = Signal()  # the group now looked at
+        turn = Signal()  # the lap has had its group
+        # Groups searched since a free record was found or made; the first may have been half over by then.
+        in_vain = Signal(range(groups + 2))
         group = Signal(range(max(2, groups)))
         inner = Signal(inner_bits)
         open_visits = Signal(range(self._latency + GROUP + 1))
         since = Signal(range(LAP_STEPS + 1), init=LAP_STEPS)
-        starved = Signal()  # a lap has found nothing free
-        hungry = Signal()  # this lap visits every group
         any_given, any_used, touched = Signal(), Signal(), Signal()
         again = Signal()  # the next lap is due early
         occupied_here = Signal()
@@ -113,9 +121,6 @@ class Sweeper(wiring.Component):
             m.d.sync += since.eq(since + 1)
         with m.If(self.result):
             m.d.sync += [any_used.eq(any_used | self.used), any_given.eq(any_given | self.given)]
-        with m.If(self.freed):
-            # The lap under way may have passed it already: it has not been in vain.
-            m.d.sync += [starved.eq(0), any_given.eq(1)]
         with m.If(self.put_off):
             m.d.sync += again.eq(1)
         with m.If(self.install):
@@ -123,9 +128,12 @@ class Sweeper(wiring.Component):
             with m.If(install_group == group):
                 m.d.sync += touched.eq(1)
 
-        due = Signal()
+        due, hungry, last = Signal(), Signal(), Signal()
         m.d.comb += [
-            due.eq((since == LAP_STEPS) | (again & (since >= AGAIN_STEPS)) | (self.wanted & ~starved)),
+            due.eq((since == LAP_STEPS) | (again & (since >= AGAIN_STEPS))),
+            hungry.eq(self.wanted & ~self.exhausted),
+            last.eq(group == groups - 1),
+            self.whole.eq(~searching),
             self.busy.eq(1),
         ]
         with m.FSM(name="sweep"):
@@ -139,22 +147,26 @@ class Sweeper(wiring.Component):
                 m.d.comb += mark.en.eq(1)
                 m.d.sync += group.eq(group + 1)
                 m.next = "Clear"
-                with m.If(group == groups - 1):
-                    m.d.sync += [group.eq(0), self.ready.eq(1)]
-                    m.next = "Wait"
-            with m.State("Wait"):
-                m.d.comb += self.busy.eq(due)
-                m.d.sync += [group.eq(0), hungry.eq(self.wanted & ~starved), any_given.eq(0)]
-                with m.If(due & (open_visits == 0)):
-                    m.d.sync += [since.eq(0), again.eq(0)]
+                with m.If(last):
+                    m.d.sync += self.ready.eq(1)
+                    m.next = "Choose"
+            with m.State("Choose"):
+                m.d.comb += self.busy.eq(lap | due | hungry)
+                with m.If(due & ~lap):
+                    m.d.sync += [lap.eq(1), since.eq(0), again.eq(0)]
+                with m.Elif(hungry & (~lap | turn)):
+                    m.d.sync += [searching.eq(1), turn.eq(0), group.eq(search_group)]
+                    m.next = "Look at a group"
+                with m.Elif(lap):
+                    m.d.sync += [searching.eq(0), turn.eq(1), group.eq(lap_group)]
                     m.next = "Look at a group"
             with m.State("Look at a group"):
                 # (A group comes into use after this at the earliest by an insertion, whose timer is not due yet.)
-                m.d.sync += [inner.eq(0), any_used.eq(0), touched.eq(0), occupied_here.eq(look.data)]
+                m.d.sync += [inner.eq(0), any_used.eq(0), any_given.eq(0), touched.eq(0), occupied_here.eq(look.data)]
                 m.next = "Skip or visit"
             with m.State("Skip or visit"):
                 m.next = "Next group"
-                with m.If(occupied_here | (hungry & self.wanted)):
+                with m.If(occupied_here | searching):
                     m.next = "Visit"
             with m.State("Visit"):
                 m.d.comb += self.request.eq(1)
@@ -169,11 +181,19 @@ class Sweeper(wiring.Component):
                     with m.If(~any_used & ~touched & ~self.install):
                         m.d.comb += mark.en.eq(1)
             with m.State("Next group"):
-                m.d.sync += group.eq(group + 1)
-                m.next = "Look at a group"
-                with m.If(group == groups - 1):
-                    m.d.sync += group.eq(0)
-                    with m.If(hungry & ~any_given & ~self.freed):
-                        m.d.sync += starved.eq(1)
-                    m.next = "Wait"
+                m.next = "Choose"
+                with m.If(~searching):
+                    m.d.sync += [lap_group.eq(Mux(last, 0, lap_group + 1)), lap.eq(~last)]
+                with m.Else():
+                    # A group of which some are left when enough have been found is searched again next time.
+                    with m.If(self.wanted | ~any_given):
+                        m.d.sync += search_group.eq(Mux(last, 0, search_group + 1))
+                    with m.If(~any_given):
+                        m.d.sync += in_vain.eq(in_vain + 1)
+                        with m.If(in_vain == groups):
+                            m.d.sync += self.exhausted.eq(1)
+        with m.If(self.freed):
+            m.d.sync += self.exhausted.eq(0)
+        with m.If(self.freed | self.result & self.given):
+            m.d.sync += in_vain.eq(0)
         return m

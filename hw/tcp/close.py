@@ -72,7 +72,7 @@ class Close(wiring.Component):
     -------
     commands: In(stream of TxCommand): CLOSE commands. room: so many are taken at once.
     table_requests, entries: to the reader of frame tables.
-    free: In(stream of {"index"}): indices for flows. installs: Out(stream of FlowInstall).
+    free: In(stream of {"index"}): indices for flows; without one, `exhausted` says that none will come. installs: Out(stream of FlowInstall).
     insert, inserted: to the connection table, as in `TablePort`.
     jobs: Out(stream of FlowJob). events: Out(stream of EventRequest).
     key, ready: the table's secret; flows can be taken.
@@ -91,6 +91,7 @@ class Close(wiring.Component):
                 "table_requests": Out(stream.Signature(TableRequest)),
                 "entries": In(stream.Signature(FrameEntry)),
                 "free": In(stream.Signature(data.StructLayout({"index": config.flow_bits}))),
+                "exhausted": In(1),
                 "installs": Out(stream.Signature(FlowInstall(config))),
                 "insert": table["insert"],
                 "inserted": table["inserted"],
@@ -328,8 +329,9 @@ class Close(wiring.Component):
                     # Timed only if nothing had been sent: else the first acknowledgment may be for that.
                     state.rtt_state.eq(Mux(command.sent == 0, RttState.TIMING.value, RttState.NONE.value)),
                 ]
-                m.next = "Install"
-                with m.If(~self.free.valid):
+                with m.If(self.free.valid):
+                    m.next = "Install"
+                with m.Elif(self.exhausted):
                     m.d.sync += status.eq(Status.TABLE_FULL)
                     m.next = "Tell"
             with m.State("Install"):

@@ -61,6 +61,7 @@ class FlowOp(data.Struct):
     abort: 1
     empty: 1  # no payload
     status: 8  # SENT
+    whole: 1  # SWEEP: of a lap that visits every flow
     # What there is room for; sampled when the operation began.
     event_room: 1
     job_room: 1
@@ -388,10 +389,10 @@ class FlowRules(wiring.Component):
             m.d.comb += [n.state.eq(State.DELETING), n.duplicates.eq(0)]
 
         # Entries without a flow. DELETING counts in `duplicates`: 0 until the connection table has let
-        # go, then the sweeper's visits; the second of these is a whole round later.
+        # go, then the sweeper's laps; its second visit is a whole one later.
         free, deleting = (named(s.state == state, f"in_{state.name.lower()}") for state in (State.FREE, State.DELETING))
         give = named(sweep & free & ~s.sending & op.give_room, "give")
-        count = named(sweep & deleting & (s.duplicates != 0), "count")
+        count = named(sweep & op.whole & deleting & (s.duplicates != 0), "count")
         freed = named(count & (s.duplicates == 2), "freed")
         with m.If(give):
             m.d.comb += n.sending.eq(1)

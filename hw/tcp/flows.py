@@ -134,6 +134,7 @@ class Flows(wiring.Component):
             close.key.eq(self.port.key),
             close.ready.eq(self.port.key_valid & self.port.ready),
             close.now.eq(teardown.now),
+            close.exhausted.eq(teardown.exhausted),
             teardown.tick.eq(self.tick),
             teardown.ts_clock.eq(self.ts_clock),
             teardown.window.eq(self.port.window),

@@ -55,7 +55,7 @@ class Teardown(wiring.Component):
     installs: In(stream of FlowInstall): every later operation sees the state; state 0 gives a reserved index back.
     updates, updated: In(stream of FlowUpdate), Out(stream of {"status"}), in order.
     sent: In(stream of FlowSent). jobs: Out(stream of FlowJob).
-    free: Out(stream of {"index"}): indices for new flows.
+    free: Out(stream of {"index"}): indices for new flows. exhausted: all are in use.
     delete, deleted: to the connection table, as in `TablePort`.
     replies: Out(stream of Reply). events: Out(stream of EventRequest): FLOW_DONE.
     tick, now, ts_clock: time; `now` in timer steps.
@@ -95,6 +95,7 @@ class Teardown(wiring.Component):
                         {"busy": 1, "found": 1, "index": index, "record": message_layout(FLOW_RECORD)}
                     )
                 ),
+                "exhausted": Out(1),
                 "ready": Out(1),
                 "hold": In(1),
                 "idle": Out(1),
@@ -173,6 +174,7 @@ class Teardown(wiring.Component):
             sweeper.used.eq(outputs.used),
             sweeper.given.eq(outputs.given),
             self.ready.eq(sweeper.ready),
+            self.exhausted.eq(sweeper.exhausted),
         ]
         for name in outputs.counts.shape().members:
             m.d.comb += self.counts[name].eq(outputs.counts[name])
@@ -229,6 +231,7 @@ class Teardown(wiring.Component):
             op.job_room.eq(outputs.job_room),
             op.delete_room.eq(outputs.delete_room),
             op.give_room.eq(outputs.free_wanted_room),
+            op.whole.eq(sweeper.whole),
             begun.eq(1),
         ]
         sweeper_waits = Signal(range(SWEEP_SHARE + 1))

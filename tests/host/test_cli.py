@@ -123,7 +123,7 @@ def test_flows_for_machines(busy, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["held"], found["capacity"]) == (2, 4)
     first, second = found["flows"]
-    assert second.pop("deadline_ms") == first.pop("deadline_ms") > 400_000
+    assert min(flow.pop("deadline_ms") for flow in (first, second)) > 400_000
     assert first == {
         "index": 1, "state": "FIN_WAIT_1", "peer": "?", "local": "?", "unacked": 1000, "retries": 3, "retry_limit": 10,
         "frames": 0, "sending": False, "window": 6400, "rto_ms": 1000.0, "queue": 0, "port": 0,

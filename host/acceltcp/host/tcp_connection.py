@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["ConnectionEvents", "State", "TcpConnection", "TcpSettings"]
 
 _PAWS_IDLE_S = 24 * 86400.0
+_WINDOW_LOW = 32768
+"""With less than that many bytes of our window left, reading opens it at once; else the next acknowledgment does."""
 
 
 class State(enum.Enum):
@@ -250,7 +252,9 @@ class TcpConnection:
         if not self.closed and not self.fin_received:
             grown = self.rcv_nxt + self.rcv_limit - len(self.receive_buffer) - self._rcv_adv
             window = self._rcv_adv - self.rcv_nxt
-            if grown >= self.rcv_limit // 4 or (window < 2 * self.mss <= grown):
+            # Not just because the window of the SYN-ACK was smaller: a short connection never needs more.
+            nearly_used = window < min(self.rcv_limit // 4, _WINDOW_LOW)
+            if (nearly_used and grown >= self.rcv_limit // 4) or (window < 2 * self.mss <= grown):
                 self._ack_now = True
                 self.endpoint.mark(self)
         return data

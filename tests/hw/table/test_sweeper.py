@@ -22,7 +22,8 @@ class Bench:
         self.dut = Sweeper(depth, LATENCY)
         self.used, self.reserved = set(), set()
         self.given = []
-        self.visits = []  # (cycle, index)
+        self.visits = []  # (cycle, index), in laps
+        self.searched = []  # indices, in searches
         self.cycle = self.steps = 0
         self._open = []
 
@@ -58,7 +59,10 @@ class Bench:
         if granted and not ctx.get(dut.clear):
             visited = ctx.get(dut.index)
             self._open.append((self.cycle + LATENCY, visited))
-            self.visits.append((self.cycle, visited))
+            if ctx.get(dut.whole):
+                self.visits.append((self.cycle, visited))
+            else:
+                self.searched.append(visited)
         self.cycle += 1
         self.steps += step
         await ctx.tick()
@@ -195,7 +199,7 @@ def test_no_lap_before_its_time(period, gap):
 
 
 def test_cost_of_a_lap():
-    """64 visits and 9 cycles for a group in use, 3 cycles for one that is not."""
+    """64 visits and 10 cycles for a group in use, 4 cycles for one that is not."""
     bench = Bench(8 * GROUP)
 
     async def scenario(ctx):
@@ -209,14 +213,14 @@ def test_cost_of_a_lap():
         await bench.settle(ctx)
         first = {index // GROUP: cycle for cycle, index in bench.visits if index % GROUP == 0}
         assert [index for _, index in bench.visits] == members(0, 1, 5)
-        assert first[1] - first[0] == GROUP + 4 + LATENCY
-        assert first[5] - first[1] == GROUP + 4 + LATENCY + 3 * 3
+        assert first[1] - first[0] == GROUP + 5 + LATENCY
+        assert first[5] - first[1] == GROUP + 5 + LATENCY + 3 * 4
 
     bench.run(scenario)
 
 
 def test_free_records_are_given_once_and_at_once():
-    """While they are wanted all groups are visited without waiting for a timer step."""
+    """While they are wanted all groups are searched without waiting for a timer step."""
     bench = Bench()
 
     async def scenario(ctx):
@@ -226,13 +230,15 @@ def test_free_records_are_given_once_and_at_once():
         await bench.settle(ctx)
         free = [index for index in range(bench.depth) if index not in (3, 100, 101, 255)]
         assert bench.given == free
-        # A whole lap has found none: that is the end of it until one is freed.
-        bench.take()
+        # All around in vain: that is the end of it until one is freed.
+        assert ctx.get(bench.dut.exhausted)
+        bench.searched.clear()
         await bench.idle(ctx, 500)
-        assert bench.take() == []
+        assert bench.searched == [] and bench.visits == []
         await bench.tick(ctx, freed=101)
+        assert not ctx.get(bench.dut.exhausted)
         await bench.settle(ctx)
-        assert bench.given == [*free, 101]
+        assert bench.given == [*free, 101] and ctx.get(bench.dut.exhausted)
 
     bench.run(scenario)
 
@@ -258,7 +264,7 @@ def test_a_record_freed_during_a_lap_in_vain_is_found(at):
 
 
 def test_enough_free_records():
-    """Once no more are wanted, the rest of the lap leaves out what is empty, and no other lap follows."""
+    """Once no more are wanted, the search stops; the next one goes on where it stopped."""
     bench = Bench()
 
     async def scenario(ctx):
@@ -268,11 +274,54 @@ def test_enough_free_records():
             if len(bench.given) >= 10:
                 break
         ctx.set(bench.dut.wanted, 0)
-        bench.take()
         await bench.settle(ctx)
-        assert bench.take()[-1] == GROUP - 1 and 10 <= len(bench.given) <= 10 + LATENCY
+        assert bench.searched == members(0) and 10 <= len(bench.given) <= 10 + LATENCY
         await bench.idle(ctx, 300)
-        assert bench.take() == []
+        assert bench.searched == members(0) and bench.visits == []
+        ctx.set(bench.dut.wanted, 1)
+        while len(bench.given) < 70:
+            await bench.tick(ctx)
+            assert bench.cycle < 3000
+        assert bench.given == members(0, 1)[: len(bench.given)] and set(bench.searched) <= set(members(0, 1))
+
+    bench.run(scenario)
+
+
+def test_a_search_and_a_lap_take_turns():
+    """Neither waits for the other's end."""
+    bench = Bench(8 * GROUP)
+
+    async def scenario(ctx):
+        for index in range(bench.depth - 1):
+            await bench.tick(ctx, install=index)
+        await bench.settle(ctx)
+        bench.take()
+        ctx.set(bench.dut.wanted, 1)
+        for _ in range(LAP_STEPS):
+            await bench.tick(ctx, step=True)
+        for _ in range(5 * (GROUP + 10)):
+            await bench.tick(ctx)
+        assert set(bench.visits[k][1] // GROUP for k in range(len(bench.visits))) >= {0, 1}
+        assert set(index // GROUP for index in bench.searched) >= {0, 1}
+        await bench.settle(ctx)
+        assert bench.take() == members(*range(8)) and bench.given == [bench.depth - 1]
+
+    bench.run(scenario)
+
+
+def test_what_is_put_off_is_looked_at_again_soon():
+    bench = Bench()
+
+    async def scenario(ctx):
+        await bench.tick(ctx, install=0)
+        assert await bench.lap(ctx) == members(0)
+        ctx.set(bench.dut.put_off, 1)
+        await bench.tick(ctx)
+        ctx.set(bench.dut.put_off, 0)
+        for step, visited in enumerate(([], members(0), *[[]] * (LAP_STEPS - 1), members(0)), 1):
+            await bench.tick(ctx, step=True)
+            await bench.settle(ctx)
+            assert bench.take() == visited, step
 
     bench.run(scenario)
 
@@ -355,7 +404,7 @@ def test_random(seed):
         assert bench.used | bench.reserved == set(range(bench.depth))
 
     bench.run(scenario)
-    assert len(laps) > 5
+    assert len(laps) > 3
     for whole, visited in laps:
         assert visited == sorted(set(visited)), visited
         assert whole <= set(visited), sorted(whole - set(visited))

@@ -164,6 +164,7 @@ class Bench:
         free = self.dut.free
         while True:
             ctx.set(free.valid, bool(self.free))
+            ctx.set(self.dut.exhausted, not self.free)
             ctx.set(free.p.index, self.free[0] if self.free else 0)
             _, _, ready = await ctx.tick().sample(free.ready)
             if ready and self.free:

@@ -89,7 +89,7 @@ def done(status: int) -> dict[str, Any]:
     return {"event": status}
 
 
-SWEEP, SENT = {"kind": OpKind.SWEEP}, {"kind": OpKind.SENT, "status": Status.OK}
+SWEEP, SENT = {"kind": OpKind.SWEEP, "whole": 1}, {"kind": OpKind.SENT, "status": Status.OK}
 DUE = {"deadline": NOW}
 ENDED = {"unacked": 0, "window": 0, "rtt_state": 0}
 WAITING, GONE = {"state": TIME_WAIT, **ENDED}, {"state": LINGER, **ENDED}
@@ -217,6 +217,7 @@ ROWS = [
     Row("deleting: the table still has it", {"state": DELETING}, SWEEP, {}, {}),
     Row("deleting: the table has let go", {"state": DELETING}, {"kind": OpKind.DELETED}, {"duplicates": 1}, {}),
     Row("deleting: a first visit", {"state": DELETING, "duplicates": 1}, SWEEP, {"duplicates": 2}, {}),
+    Row("deleting: found by a search", {"state": DELETING, "duplicates": 2}, {**SWEEP, "whole": 0}, {}, {}),
     Row("deleting: a whole round later", {"state": DELETING, "duplicates": 2}, SWEEP, dict.fromkeys(FLOW, 0) | {"rows": [0, 0]}, {"freed": 1}),
     Row("clear", {}, {"kind": OpKind.CLEAR}, dict.fromkeys(FLOW, 0) | {"rows": [0, 0]}, {}),
     Row("read", DUE, {"kind": OpKind.READ}, {}, {}),
