@@ -107,6 +107,8 @@ class ConnectionTable(wiring.Component):
             m.d.comb += [
                 first.addr.eq(at),
                 second.addr.eq(row[bank]),
+                # Never both at once: then reading and writing are one port of an Ultra RAM.
+                second.en.eq(~write[number]),
                 change.addr.eq(row[bank]),
                 change.data.eq(written),
                 change.en.eq(write[number]),
