@@ -272,7 +272,10 @@ class TxDma(wiring.Component):
             commands.eq(commands + read.command - gone),
             read.command_free.eq(self.command_room > commands + read.command),
         ]
-        m.d.comb += self.commanding.eq((commands != 0) | read.blocked)
+        # One that waits is told a cycle late, and by then it is one of those under way.
+        blocked = Signal()
+        m.d.sync += blocked.eq(read.blocked)
+        m.d.comb += self.commanding.eq((commands != 0) | blocked)
 
         quiet = (
             read.idle & ~schedule.pop.valid & (room == beats) & (free == EXIT_BEATS) & (jobs.level == 0)

@@ -237,14 +237,17 @@ class Close(wiring.Component):
             job.port.eq(command.port),
             job.snd_end.eq(snd_end),
             job.left.eq(snd_end - unsent),
-            job.limit.eq(FINAL_FRAMES_MAX),
+            # With nothing to send the job only ends: until then the flow cannot, so its COMMAND_DONE comes before its FLOW_DONE.
+            job.limit.eq(Mux(any_unsent, FINAL_FRAMES_MAX, 0)),
             job.room.eq(~C(0, len(job.room))),
             job.ack.eq(command.rcv_nxt),
             job.timestamps.eq(timestamps),
             job.tsecr.eq(command.ts_recent),
         ]
         event = self.events.p.event
+        tell = Signal()
         m.d.comb += [
+            self.events.valid.eq(tell),
             self.events.p.queue.eq(waiting.p.taken.queue),
             event.type.eq(EventType.COMMAND_DONE),
             event.status.eq(status),
@@ -324,7 +327,7 @@ class Close(wiring.Component):
                     state.ts_recent.eq(command.ts_recent),
                     state.window.eq(command.window),
                     state.deadline.eq(self.now + command.rto),
-                    state.sending.eq(any_unsent),
+                    state.sending.eq(1),
                     state.rtt.eq(self.now),
                     # Timed only if nothing had been sent: else the first acknowledgment may be for that.
                     state.rtt_state.eq(Mux(command.sent == 0, RttState.TIMING.value, RttState.NONE.value)),
@@ -355,13 +358,16 @@ class Close(wiring.Component):
                 with m.If(self.installs.ready):
                     m.next = "Tell"
             with m.State("Tell"):
-                m.d.comb += self.events.valid.eq(1)
+                m.d.sync += tell.eq(1)
+                m.next = "Told"
+            with m.State("Told"):
                 with m.If(self.events.ready):
+                    m.d.sync += tell.eq(0)
                     m.next = "Send"
             with m.State("Send"):
                 # There is room for the job since the command was taken.
                 m.d.comb += [
-                    jobs.valid.eq((status == Status.OK) & any_unsent),
+                    jobs.valid.eq(status == Status.OK),
                     ended.eq(~jobs.valid),
                     waiting.ready.eq(1),
                 ]

@@ -92,18 +92,17 @@ class Hand:
             "retry_limit": f["retries"], "rows": [digest & mask, digest >> bits & mask],
             "rcv_base": f["rcv_nxt"] - fin & M32, "state": FlowState.LAST_ACK if fin else FlowState.FIN_WAIT_1,
             "unacked": self.snd_end - self.first & M32, "ts_recent": f["ts_recent"], "window": f["window"],
-            "deadline": now + f["rto"] & (1 << 20) - 1, "sending": f["sent"] < f["frames"], "rtt": now & (1 << 14) - 1,
+            "deadline": now + f["rto"] & (1 << 20) - 1, "sending": 1, "rtt": now & (1 << 14) - 1,
             "rtt_state": RttState.NONE if f["sent"] else RttState.TIMING,
         }  # fmt: skip
 
-    def job(self, index: int) -> dict[str, int] | None:
+    def job(self, index: int) -> dict[str, int]:
+        """With nothing to send it sends nothing (`limit` 0), so that the flow's end is not told before its beginning."""
         f = self.fields
-        if f["sent"] == f["frames"]:
-            return None
-        left = self.snd_end - self.entries[f["sent"]]["seq"] & M32
-        return {
+        left = {"left": self.snd_end - self.entries[f["sent"]]["seq"] & M32} if f["sent"] < f["frames"] else {}
+        return left | {
             "index": index, "table": f["table"] >> 8, "frames": f["frames"] - 1, "port": f["port"],
-            "snd_end": self.snd_end, "left": left, "limit": 16, "room": 4095, "ack": f["rcv_nxt"],
+            "snd_end": self.snd_end, "limit": 16 if left else 0, "room": 4095, "ack": f["rcv_nxt"],
             "timestamps": self.timestamps, "tsecr": f["ts_recent"],
         }  # fmt: skip
 
@@ -241,13 +240,13 @@ def test_accepted(hand):
     """State, connection table, event and job say what the command said; in this order."""
     bench = Bench(hand).run()
     kinds = ["installs", "insert", "events", "jobs"]
-    assert [entry[0] for entry in bench.log] == kinds[: 4 if hand.job(0) else 3]
+    assert [entry[0] for entry in bench.log] == kinds
     ((install,),) = bench.named("installs")
     assert install.index == 100 and plain(install.state) == plain(hand.state(bench.now))
     assert bench.named("insert") == [(hand.digest(), Kind.TEARDOWN, 100, Status.OK)]
     assert bench.events() == [(0, 0xCAFE, Status.OK, 100)]
     for (job,) in bench.named("jobs"):
-        assert {name: job[name] for name, _ in job.shape()} == hand.job(100)
+        assert {name: job[name] for name in hand.job(100)} == hand.job(100)
     assert bench.asked == [(hand.fields["table"] >> 8, hand.fields["frames"] - 1)]
     assert bench.counted == Counter(commands=1, flow_opened=1)
 
@@ -425,8 +424,9 @@ def test_random_commands(seed):
     ]
     opened = [(hand, value) for hand, (*_, status, value) in zip(hands, events, strict=True) if status == Status.OK]
     assert len({value for _, value in opened}) == len(opened), "an index is used twice"
-    jobs = [{name: job[name] for name, _ in job.shape()} for (job,) in bench.named("jobs")]
-    assert jobs == [hand.job(index) for hand, index in opened if hand.job(index)]
+    expected = [hand.job(index) for hand, index in opened]
+    jobs = [job for (job,) in bench.named("jobs")]
+    assert [{name: job[name] for name in want} for job, want in zip(jobs, expected, strict=True)] == expected
     assert bench.held == held and Status.DUPLICATE in wanted
     assert bench.counted == Counter(
         commands=len(opened), flow_opened=len(opened), command_errors=len(hands) - len(opened)
