@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument("--json", action="store_true", help="machine-readable")
     stats.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     stats.add_argument("--all", action="store_true", help="counters that are zero, too")
-    flows = command("flows", _flows, "List the connections that a NIC holds: those it closes, and those in TIME_WAIT.")
+    flows = command("flows", _flows, "List the connections that a NIC holds: those it closes, and those it keeps for a while after (TIME_WAIT, LINGER).")
     flows.add_argument("--json", action="store_true", help="machine-readable")
     server("echo", _echo, 7, "Serve the echo protocol.")
     http = server("http", _http, 80, "Serve files, or a page that says who answers.")
@@ -176,10 +176,13 @@ def _identity(device: Device, spec: str) -> dict[str, Any]:
 
 
 def _ask(options: argparse.Namespace, request: str) -> dict[str, Any] | None:
-    """A reading from the program that uses the device; None when there is none."""
-    answer = ask(options.control or control_path(options.device), request)
+    """A reading from the program that uses the device; None when there is none and the device itself can tell."""
+    answer = ask(options.control or control_path(options.device), request, timeout=_ANSWER_S)
     if answer is None and options.control is not None:
         raise DeviceError(f"Nobody answers at {options.control}.")
+    if answer is None and request != "info" and options.device.partition("?")[0] == "sim:":
+        # It would be a new simulation, in which nothing has happened.
+        raise DeviceError(f"Nobody serves {options.device}: 'acceltcp echo' and 'acceltcp http' answer here while they run.")
     return answer
 
 
@@ -263,6 +266,9 @@ def _print_tables(tables: dict[str, list[Any]]) -> None:
         for row in rows:
             print(f"  {row[0]:<{width}}  {row[1]}")
 
+
+_ANSWER_S = 60.0
+"""A thousand flows are read in about ten seconds from a simulated NIC."""
 
 _FLOW_COLUMNS = ("index", "state", "peer", "local", "unacked", "retries", "deadline_ms", "frames")
 

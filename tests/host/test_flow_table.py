@@ -66,7 +66,7 @@ def test_every_state_has_its_name():
     for state in FlowState:
         world.flow.state = state
         shown += [row["state"] for row in read(world)["flows"]]
-    assert shown == [state.name for state in FlowState]
+    assert shown == [state.name for state in FlowState if state is not FlowState.DELETING]
 
 
 def test_a_time_that_has_passed_is_negative():

@@ -24,7 +24,8 @@ __all__ = ["ControlServer", "ask", "control_path"]
 
 
 def control_path(spec: str) -> Path:
-    """Where the user of that device answers, unless told otherwise.
+    """Where the user of that device answers, unless told otherwise. A simulated NIC is known by its TAP interfaces, whatever
+    else is said about it.
 
     Raises `DeviceError` when the folder for it belongs to somebody else.
     """
@@ -34,7 +35,13 @@ def control_path(spec: str) -> Path:
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
         raise DeviceError(f"The folder {folder} must belong to you alone.")
-    return folder / f"{hashlib.sha256(spec.encode()).hexdigest()[:16]}.sock"
+    return folder / f"{hashlib.sha256(_name(spec).encode()).hexdigest()[:16]}.sock"
+
+
+def _name(spec: str) -> str:
+    kind, _, options = spec.partition("?")
+    taps = [option for option in options.split("&") if option.startswith("tap=")]
+    return f"{kind}?{'&'.join(taps)}" if kind == "sim:" and taps else spec
 
 
 class ControlServer:
@@ -82,21 +89,26 @@ class ControlServer:
 def ask(path: Path, request: str, timeout: float = 5.0) -> dict[str, Any] | None:
     """The reply from the program behind `path`; None when nobody is there.
 
-    Raises `DeviceError` when it answers with an error.
+    Raises `DeviceError` when it answers with an error, or not within `timeout` seconds.
     """
     with socket.socket(socket.AF_UNIX) as link:
         link.settimeout(timeout)
         try:
             link.connect(str(path))
+        except OSError:
+            return None
+        try:
             link.sendall(request.encode() + b"\n")
             data = b""
             while not data.endswith(b"\n") and (part := link.recv(65536)):
                 data += part
             reply = json.loads(data)
+        except TimeoutError:
+            raise DeviceError(f"The program that uses the device (at {path}) has not answered within {timeout:g} s.") from None
         except (OSError, ValueError):
-            return None
+            reply = None
     if not isinstance(reply, dict):
-        return None
+        raise DeviceError(f"The program that uses the device (at {path}) gave no answer; perhaps it is ending.")
     if "error" in reply:
         raise DeviceError(str(reply["error"]))
     return reply.get("answer", {})
