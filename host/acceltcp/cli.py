@@ -368,7 +368,7 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
             how = f" --control {shlex.quote(str(options.control))}"
         elif options.device != DEFAULT_DEVICE:
             how = f" --device {shlex.quote(options.device)}"
-        print(f"Ctrl-C ends it; 'acceltcp stats{how}' shows counters.", flush=True)
+        print(f"Ctrl-C ends it; this shows counters: acceltcp stats{how}", flush=True)
         serving = asyncio.ensure_future(server.serve_forever())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
