@@ -13,7 +13,7 @@ LARGE_BITS = 1 << 20
 def convert(design, name, **options):
     """`amaranth.back.verilog.convert`, except for large memories that start with zeros.
 
-    Amaranth writes out their every bit, one by one: the flows of a U50 take 100 Mbit, half an hour and gigabytes, for
+    Amaranth writes out their every bit, one by one: the flows of a U50 take 118 Mbit, over 20 minutes and a gigabyte, for
     contents that Ultra RAM cannot have anyway. Whoever uses such a memory clears it after a reset.
     """
     with _large_memories_without_contents():

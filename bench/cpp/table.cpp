@@ -1,9 +1,9 @@
-// Drives a Verilated ConnectionTable: fills it, with a look-up of an entry that is there in every cycle.
+// Drives a Verilated ConnectionTable: fills it, with a look-up in every cycle.
 //
-//   table DIGESTS INDEX_BITS DIGEST_BITS FLOWS CHURN
+//   table DIGESTS INDEX_BITS DIGEST_BITS FLOWS CHURN LATENCY
 //
 // DIGESTS holds 16 bytes per key. Keys are inserted until the first refusal; the cycles of an insertion
-// are counted up to FLOWS entries and for CHURN more after as many deletions. Prints numbers as JSON.
+// are counted up to FLOWS entries and for CHURN more after as many deletions. LATENCY: cycles of a look-up. Prints numbers as JSON.
 
 #include <algorithm>
 #include <cstdint>
