@@ -22,10 +22,10 @@ from acceltcp.abi.messages import CommandOpcode, EventType, FlowState, Status
 from acceltcp.apps.http import HttpServer
 from acceltcp.host import Connection, Device, DeviceError, DeviceLostError, Nic, TcpSettings
 from acceltcp.host.errors import DeviceTimeoutError
-from acceltcp.host.flows import Flow, Flows, Phase
 from acceltcp.host.frames import FRAME_MEMORY_BYTES, FramePool
-from acceltcp.host.handover import HandOver
 from acceltcp.host.tcp import State
+from acceltcp.host.tcp.flows import Flow, Flows, Phase
+from acceltcp.host.tcp.handover import HandOver
 
 from .fake_device import FakeFlow, FakeTransport
 from .test_stack import ADDRESSES, QUICK, RealTime, until

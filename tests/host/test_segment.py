@@ -11,7 +11,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
 
 from acceltcp.abi.messages import TxFlag
-from acceltcp.host.segment import Peer, Segment, supersedes
+from acceltcp.host.tcp.segment import Peer, Segment, supersedes
 
 M32 = 0xFFFFFFFF
 

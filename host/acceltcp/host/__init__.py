@@ -14,7 +14,7 @@ from .device import Device, Identity, format_mac, parse_mac
 from .errors import AbiMismatchError, CommandRefusedError, DeviceError, DeviceLostError, DeviceTimeoutError
 from .queue import Queue
 from .stack import Connection, Nic, Server, open
-from .tcp_connection import TcpSettings
+from .tcp import TcpSettings
 from .transport import Transport, open_transport
 
 __all__ = [

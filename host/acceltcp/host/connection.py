@@ -7,11 +7,11 @@ import ipaddress
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .tcp_connection import TcpConnection
+from .tcp import TcpConnection
 
 if TYPE_CHECKING:
-    from .flows import Flow
     from .stack import Nic
+    from .tcp.flows import Flow
 
 __all__ = ["Connection"]
 

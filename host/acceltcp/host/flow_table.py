@@ -15,7 +15,7 @@ from acceltcp.abi.messages import WINDOW_UNIT, FlowState
 from acceltcp.abi.registers import Feature
 
 from .device import Device
-from .flows import Flow
+from .tcp.flows import Flow
 
 __all__ = ["FLOWS_SHOWN", "flow_table"]
 

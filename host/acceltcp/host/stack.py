@@ -28,13 +28,13 @@ from .connection import Connection
 from .device import WATCHDOG_S, Device, format_mac, parse_mac, random_mac
 from .errors import CommandRefusedError, DeviceError
 from .flow_table import FLOWS_SHOWN, flow_table
-from .flows import FLOW_STATS, Flow, Flows
 from .frames import FRAME_MEMORY_BYTES, FramePool
-from .handover import HandOver
 from .net import Addresses, Responder
 from .queue import CommandResult, Queue
 from .rings import RX_PACKING
 from .tcp import Listener, TcpConnection, TcpEndpoint, TcpSettings
+from .tcp.flows import FLOW_STATS, Flow, Flows
+from .tcp.handover import HandOver
 
 __all__ = ["Connection", "Handler", "Nic", "Server", "open"]
 

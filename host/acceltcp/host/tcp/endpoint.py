@@ -20,12 +20,13 @@ from typing import Protocol
 from acceltcp.abi.cookie import WSCALE_NONE
 from acceltcp.abi.messages import ChecksumState, Verdict
 
+from ..rings import RX_PACKING
+from .connection import TcpConnection
 from .handover import HandOver, Record
-from .rings import RX_PACKING
 from .segment import ACK, FIN, HALF, MASK, RST, SYN, Closed, Peer, Segment, supersedes
-from .tcp_connection import State, TcpConnection, TcpSettings
+from .settings import TcpSettings
 
-__all__ = ["Link", "Listener", "State", "TcpConnection", "TcpEndpoint", "TcpSettings"]
+__all__ = ["Link", "Listener", "TcpEndpoint"]
 
 log = logging.getLogger("acceltcp.tcp")
 

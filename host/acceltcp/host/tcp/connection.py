@@ -16,7 +16,6 @@ import enum
 import errno
 import os
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX, TCPOption
@@ -24,11 +23,11 @@ from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX, TCPOption
 from .segment import ACK, CWR, ECE, FIN, HALF, MASK, PSH, RST, SYN, TS_OPTION, TS_PREFIX, Peer, Segment
 
 if TYPE_CHECKING:
+    from .endpoint import TcpEndpoint
     from .flows import Flow
     from .handover import Record
-    from .tcp import TcpEndpoint
 
-__all__ = ["ConnectionEvents", "State", "TcpConnection", "TcpSettings"]
+__all__ = ["ConnectionEvents", "State", "TcpConnection"]
 
 _PAWS_IDLE_S = 24 * 86400.0
 _WINDOW_LOW = 32768
@@ -46,32 +45,6 @@ class State(enum.Enum):
     LAST_ACK = "last-ack"
     TIME_WAIT = "time-wait"
     CLOSED = "closed"
-
-
-@dataclass(frozen=True)
-class TcpSettings:
-    """Times in seconds, sizes in bytes."""
-
-    mtu: int = 1500
-    receive_buffer: int = 1 << 20
-    initial_rto: float = 1.0
-    min_rto: float = 0.2
-    max_rto: float = 60.0
-    retries: int = 10
-    """Retransmissions of one segment, or unanswered window probes, before giving up."""
-    delayed_ack: float = 0.04
-    time_wait: float = 2.0
-    linger: float = 2.0
-    """How long a closed tuple drops what comes instead of taking it for something new."""
-    fin_wait_2: float = 60.0
-    """How long we wait for the FIN of a peer after the application has closed."""
-    initial_segments: int = 10
-    unknown_hold: float = 1.0
-    """A segment that belongs to nothing is reset only when it still does after this time."""
-    unknown_limit: int = 1024
-    challenge_interval: float = 0.1
-    """Least time between two answers to segments that should not be."""
-    reassembly_pieces: int = 1024
 
 
 class ConnectionEvents(Protocol):

@@ -30,10 +30,10 @@ from acceltcp.abi.messages import (
 )
 from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX, IPProtocol
 
-from .dma import align_up
-from .frames import FRAME_ALIGN, TABLE_BYTES, FrameBlock, FramePool
-from .layout import Packing
-from .queue import CommandResult, Queue
+from ..dma import align_up
+from ..frames import FRAME_ALIGN, TABLE_BYTES, FrameBlock, FramePool
+from ..layout import Packing
+from ..queue import CommandResult, Queue
 from .segment import ACK, FIN, MASK, PSH, TS_OPTION, TS_PREFIX
 
 __all__ = ["FLOW_BYTES_MAX", "FLOW_STATS", "Flow", "FlowEnd", "FlowUser", "Flows", "Phase", "window_steps"]

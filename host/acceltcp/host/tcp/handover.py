@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 from acceltcp.abi.messages import FINAL_FRAMES_MAX, WINDOW_UNIT, Status
 from acceltcp.abi.wire import TCP
 
-from .errors import DeviceTimeoutError
+from ..errors import DeviceTimeoutError
 from .flows import FLOW_BYTES_MAX, Flow, FlowEnd, Flows, Phase, window_steps
 from .segment import ACK, ECE, FIN, HALF, MASK, PSH, RST, SYN, TS_OPTION, TS_PREFIX, Peer, Segment, supersedes
 
 if TYPE_CHECKING:
-    from .tcp import TcpEndpoint
-    from .tcp_connection import ConnectionEvents, TcpConnection
+    from .connection import ConnectionEvents, TcpConnection
+    from .endpoint import TcpEndpoint
 
 __all__ = ["HandOver", "Record"]
 
