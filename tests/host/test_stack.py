@@ -14,7 +14,7 @@ import acceltcp.host
 from acceltcp.abi.messages import CommandOpcode, ListenFlag, Status
 from acceltcp.abi.registers import Feature
 from acceltcp.host import Connection, Device, DeviceError, DeviceLostError, Nic, TcpSettings
-from acceltcp.host import stack as stack_module
+from acceltcp.host import nic as nic_module
 
 from . import world
 from .fake_device import FakeTransport
@@ -426,7 +426,7 @@ def test_bad_nic_arguments():
         Nic("sim:", ADDRESSES, mtu=500)
     with pytest.raises(ValueError, match="MAC address"):
         Nic("sim:", ADDRESSES, mac="nonsense")
-    assert stack_module.open is acceltcp.host.open
+    assert nic_module.open is acceltcp.host.open
 
 
 def test_device_that_cannot_be_opened():

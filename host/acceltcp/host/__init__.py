@@ -10,10 +10,12 @@ TCP), each usable alone.
 
 from __future__ import annotations
 
+from .connection import Connection
 from .device import Device, Identity, format_mac, parse_mac
 from .errors import AbiMismatchError, CommandRefusedError, DeviceError, DeviceLostError, DeviceTimeoutError
+from .nic import Nic, open
 from .queue import Queue
-from .stack import Connection, Nic, Server, open
+from .server import Server
 from .tcp import TcpSettings
 from .transport import Transport, open_transport
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .tcp import TcpConnection
 
 if TYPE_CHECKING:
-    from .stack import Nic
+    from .nic import Nic
     from .tcp.flows import Flow
 
 __all__ = ["Connection"]

@@ -1,4 +1,4 @@
-"""The asyncio front: a NIC with addresses, servers and connections.
+"""A NIC with addresses, servers and connections, in an asyncio event loop.
 
 `open` gives a `Nic`; `Nic.listen` puts an entry in the NIC's listen table and starts a task
 per connection. All work happens in the event loop: an interrupt (an eventfd) wakes it, a
@@ -15,33 +15,29 @@ import logging
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
-from acceltcp.abi.messages import COMMAND, LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
+from acceltcp.abi.messages import COMMAND, CommandOpcode
 from acceltcp.abi.registers import Feature
-from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX
 
-from .connection import Connection
 from .device import WATCHDOG_S, Device, format_mac, parse_mac, random_mac
-from .errors import CommandRefusedError, DeviceError
+from .errors import DeviceError
 from .flow_table import FLOWS_SHOWN, flow_table
 from .frames import FRAME_MEMORY_BYTES, FramePool
+from .listening import IPAddress, ListenOptions, check_range
 from .net import Addresses, Responder
 from .queue import CommandResult, Queue
 from .rings import RX_PACKING
-from .tcp import Listener, TcpConnection, TcpEndpoint, TcpSettings
+from .server import Handler, Server
+from .tcp import TcpConnection, TcpEndpoint, TcpSettings
 from .tcp.flows import FLOW_STATS, Flow, Flows
 from .tcp.handover import HandOver
 
-__all__ = ["Connection", "Handler", "Nic", "Server", "open"]
+__all__ = ["Nic", "NicUser", "open"]
 
 log = logging.getLogger("acceltcp")
-
-Handler = Callable[[Connection], Awaitable[None]]
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _BATCH = 64
 _ABORT_S = 1.0
@@ -51,176 +47,21 @@ _LINK_OVERHEAD = 22
 _TCP_I, _TCP_S, _TCP_M = RX_PACKING["tcp"]
 
 
-class Server:
-    """A listening port: entries in the NIC's listen table and the connections they brought.
-
-    Connections wait in a queue of `backlog` until their handler can run (at most
-    `max_connections` run at once) or until `accept` takes them. When the queue is full the
-    listener is paused: the NIC answers no SYN until half of it is free again.
-    """
-
-    def __init__(
-        self, nic: Nic, port: int, handler: Handler | None, backlog: int, max_connections: int
-    ) -> None:
-        self._nic = nic
-        self.port = port
-        self._handler = handler
-        self._backlog = backlog
-        self._max_connections = max_connections
-        self._waiting: deque[Connection] = deque()
-        self._accepting: deque[asyncio.Future[Connection]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._entries: dict[int, bytes] = {}
-        self._paused = False
-        self._updating: asyncio.Task[None] | None = None
-        self._closed = asyncio.Event()
-        self.addresses: list[IPAddress] = []
-        self.accepted = 0
-        self.pauses = 0
-
-    # -- connections in --------------------------------------------------------------------
-
-    def _accept(self, tcp: TcpConnection) -> bool:
-        """From the endpoint. Cookies given out before a pause may still come; within reason
-        they are taken, beyond it the client's retransmission finds a place later."""
-        if self._closed.is_set() or len(self._waiting) >= 2 * self._backlog:
-            return False
-        connection = Connection(self._nic, tcp)
-        self._nic.connection_opened(connection)
-        self._waiting.append(connection)
-        self._dispatch()
-        self._regulate()
-        return True
-
-    def _dispatch(self) -> None:
-        while self._waiting:
-            while self._accepting and self._accepting[0].done():
-                self._accepting.popleft()
-            if self._handler is not None and len(self._tasks) < self._max_connections:
-                connection = self._waiting.popleft()
-                self.accepted += 1
-                task = asyncio.get_running_loop().create_task(self._run(self._handler, connection))
-                self._tasks.add(task)
-                task.add_done_callback(self._task_done)
-            elif self._handler is None and self._accepting:
-                connection = self._waiting.popleft()
-                if connection.tcp.closed:
-                    continue
-                self.accepted += 1
-                self._accepting.popleft().set_result(connection)
-            else:
-                return
-
-    async def _run(self, handler: Handler, connection: Connection) -> None:
-        try:
-            await handler(connection)
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError) as error:
-            log.debug("%r ended: %s", connection, error)
-            connection.abort()
-        except asyncio.CancelledError:
-            connection.abort()
-            raise
-        except Exception:
-            log.exception("the handler of %r failed", connection)
-            connection.abort()
-        else:
-            connection.close()
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not self._closed.is_set():
-            self._dispatch()
-            self._regulate()
-
-    async def accept(self) -> Connection:
-        """The next connection, for servers without a handler."""
-        if self._handler is not None:
-            raise RuntimeError("this server's connections go to its handler")
-        if self._closed.is_set():
-            raise OSError(errno.EBADF, "the server is closed")
-        future: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        self._accepting.append(future)
-        self._dispatch()
-        connection = await future
-        self._regulate()
-        return connection
-
-    # -- pause -----------------------------------------------------------------------------
-
-    def _regulate(self) -> None:
-        """Pause or unpause in the NIC, one update at a time."""
-        waiting = len(self._waiting)
-        want = waiting >= self._backlog if not self._paused else waiting > self._backlog // 2
-        if want != self._paused and self._updating is None and not self._closed.is_set():
-            self._updating = asyncio.get_running_loop().create_task(self._update(want))
-
-    async def _update(self, paused: bool) -> None:
-        try:
-            for command in self._entries.values():
-                fields = LISTEN_COMMAND.unpack(command)
-                flags = fields["flags"] & ~ListenFlag.PAUSED | (ListenFlag.PAUSED if paused else 0)
-                fields.update(opcode=CommandOpcode.LISTEN_UPDATE, flags=flags)
-                await self._nic.command(LISTEN_COMMAND.pack(**fields))
-            self._paused = paused
-            self.pauses += paused
-        except DeviceError as error:
-            log.error("%s", error)
-        finally:
-            self._updating = None
-        self._regulate()
+class NicUser(Protocol):
+    """Somebody who has a connection of this NIC, and hears when the device goes away."""
 
     @property
-    def paused(self) -> bool:
-        """Whether the NIC answers no SYN for now."""
-        return self._paused
+    def tcp(self) -> TcpConnection:
+        """The connection."""
 
-    @property
-    def connections(self) -> int:
-        """Handlers that run now."""
-        return len(self._tasks)
+    def is_closing(self) -> bool:
+        """Whether it ends without being told to."""
 
-    # -- end -------------------------------------------------------------------------------
+    def abort(self) -> None:
+        """Reset it."""
 
-    async def serve_forever(self) -> None:
-        """Wait until the server is closed or the device is lost (then raises `DeviceError`)."""
-        closed = asyncio.ensure_future(self._closed.wait())
-        lost = asyncio.ensure_future(self._nic.wait_lost())
-        try:
-            await asyncio.wait((closed, lost), return_when=asyncio.FIRST_COMPLETED)
-            if lost.done():
-                lost.result()
-        finally:
-            closed.cancel()
-            lost.cancel()
-
-    async def close(self) -> None:
-        """Take no more connections; those that there are go on until their handler ends."""
-        if self._closed.is_set():
-            return
-        self._closed.set()
-        for future in self._accepting:
-            if not future.done():
-                future.set_exception(OSError(errno.EBADF, "the server is closed"))
-        self._accepting.clear()
-        if self._updating is not None:
-            await asyncio.gather(self._updating, return_exceptions=True)
-        for index, command in self._entries.items():
-            fields = LISTEN_COMMAND.unpack(command)
-            fields["opcode"] = CommandOpcode.UNLISTEN
-            with contextlib.suppress(DeviceError):
-                await self._nic.command(LISTEN_COMMAND.pack(**fields))
-            self._nic.endpoint.listeners.pop(index, None)
-        self._entries.clear()
-        for connection in self._waiting:
-            connection.abort()
-        self._waiting.clear()
-        self._nic.servers.discard(self)
-
-    async def __aenter__(self) -> Server:
-        return self
-
-    async def __aexit__(self, *exception: object) -> None:
-        await self.close()
+    def closed(self, error: OSError | None) -> None:
+        """It is over."""
 
 
 class Nic:
@@ -257,7 +98,8 @@ class Nic:
         self.addresses = Addresses(addresses, self._mac)
         settings = tcp or TcpSettings(mtu=mtu)
         self._settings = replace(settings, mtu=min(settings.mtu, mtu))
-        self._mtu = mtu
+        self.mtu = mtu
+        """Largest IP packet."""
         self._queue_options = queue or {}
         self._poll = poll
         self._announce = announce
@@ -270,7 +112,7 @@ class Nic:
         self._table_lock = asyncio.Lock()
         self.responder = Responder(self.addresses)
         self.servers: set[Server] = set()
-        self._connections: set[Connection] = set()
+        self._users: set[NicUser] = set()
         self._error: DeviceError | None = None
         self._loss_waiters = 0
         self._opened = False
@@ -315,11 +157,11 @@ class Nic:
 
     def _configure(self) -> None:
         device = self.device
-        frame = self._mtu + _LINK_OVERHEAD
-        if self._mtu + 14 > device.identity.max_frame:
+        frame = self.mtu + _LINK_OVERHEAD
+        if self.mtu + 14 > device.identity.max_frame:
             raise DeviceError(
                 f"{device.transport.description} takes frames of {device.identity.max_frame} bytes, "
-                f"too few for an MTU of {self._mtu}."
+                f"too few for an MTU of {self.mtu}."
             )
         if Feature.SETUP in device.identity.features:
             device.set_secret()
@@ -359,8 +201,8 @@ class Nic:
             linger=settings.linger,
             max_rto=settings.max_rto,
         )
-        pool = FramePool(self.device.memory, self._mtu + _LINK_OVERHEAD, limit=self._frame_memory)
-        self.flows = Flows(self.queue, pool, step=self.device.flow_step_s(), mtu=self._mtu)
+        pool = FramePool(self.device.memory, self.mtu + _LINK_OVERHEAD, limit=self._frame_memory)
+        self.flows = Flows(self.queue, pool, step=self.device.flow_step_s(), mtu=self.mtu)
         self.endpoint.hand_over = HandOver(self.endpoint, self.flows)
 
     async def close(self) -> None:
@@ -388,14 +230,14 @@ class Nic:
             self.device.close()
 
     async def _wind_down(self) -> None:
-        for connection in list(self._connections):
-            if not connection.is_closing():
-                connection.abort()
+        for user in list(self._users):
+            if not user.is_closing():
+                user.abort()
         deadline = time.monotonic() + self._linger
-        while (self._connections or self._open_flows) and time.monotonic() < deadline and self._error is None:
+        while (self._users or self._open_flows) and time.monotonic() < deadline and self._error is None:
             await asyncio.sleep(0.01)
-        for connection in list(self._connections):
-            connection.abort()
+        for user in list(self._users):
+            user.abort()
         if self.endpoint.hand_over is not None:
             self.endpoint.hand_over.abort_all()
         self._flush()
@@ -436,10 +278,10 @@ class Nic:
                 self._loop.remove_reader(fd)
         self._eventfd, self._watched = -1, None
         gone = ConnectionAbortedError(errno.ECONNABORTED, "the device went away")
-        for connection in list(self._connections):
-            connection.tcp.closed = True
-            connection.tcp.error = gone
-            connection.closed(gone)
+        for user in list(self._users):
+            user.tcp.closed = True
+            user.tcp.error = gone
+            user.closed(gone)
         if self.flows is not None:
             self.flows.fail(gone)
         if not self._lost.done():
@@ -547,13 +389,13 @@ class Nic:
             self._fail(error)
         self._flush()
 
-    def connection_opened(self, connection: Connection) -> None:
-        """From a server."""
-        self._connections.add(connection)
+    def connection_opened(self, user: NicUser) -> None:
+        """From who has a new connection."""
+        self._users.add(user)
 
-    def connection_closed(self, connection: Connection) -> None:
-        """From a connection that has nothing more to do."""
-        self._connections.discard(connection)
+    def connection_closed(self, user: NicUser) -> None:
+        """From who has nothing more to do with it."""
+        self._users.discard(user)
 
     # -- commands --------------------------------------------------------------------------
 
@@ -613,61 +455,25 @@ class Nic:
         Raises `OSError` with EADDRINUSE when there is such a listener, ENOBUFS when the NIC's
         table is full; `ValueError` for a bad argument.
         """
-        self.device.require(Feature.SETUP)
-        if teardown:
-            self.device.require(Feature.TEARDOWN)
-        for name, value, low, high in (
-            ("port", port, 1, 65535),
-            ("backlog", backlog, 1, 1 << 20),
-            ("max_connections", max_connections, 1, 1 << 20),
-            ("mss", mss if mss is not None else 536, 64, 65535),
-            ("window", window, 1, 65535),
-            ("wscale", wscale, 0, WSCALE_MAX),
-        ):
-            if not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
+        options = self._listen_options(
+            teardown=teardown, defer_accept=defer_accept, ecn=ecn, mss=mss, window=window, wscale=wscale
+        )
+        check_range("port", port, 1, 65535)
+        check_range("backlog", backlog, 1, 1 << 20)
+        check_range("max_connections", max_connections, 1, 1 << 20)
         hosts: list[IPAddress] = self.addresses.listenable if host is None else [ipaddress.ip_address(host)]
         if not hosts:
             raise ValueError("the NIC has no address to listen on")
-        server = Server(self, port, handler, backlog, max_connections)
-        try:
-            for address in hosts:
-                flags = (ListenFlag.DEFER_ACCEPT if defer_accept else 0) | (ListenFlag.ECN if ecn else 0)
-                command = self._listen_command(address, port, mss, window, wscale, flags)
-                try:
-                    result = await self.command(command)
-                except CommandRefusedError as error:
-                    raise _listen_error(error, address, port) from None
-                self.endpoint.listeners[result.value] = Listener(
-                    server._accept, window, wscale, self._teardown if teardown is None else teardown
-                )
-                server._entries[result.value] = command
-                server.addresses.append(address)
-        except BaseException:
-            await server.close()
-            raise
+        server = Server(self, handler, backlog, max_connections)
+        await server.listen(hosts, port, options)
         self.servers.add(server)
         return server
 
-    def _listen_command(
-        self, address: IPAddress, port: int, mss: int | None, window: int, wscale: int, flags: int
-    ) -> bytes:
-        if address.version == 6:
-            flags |= ListenFlag.IPV6
-        if address.is_unspecified:
-            flags |= ListenFlag.ANY_ADDRESS
-        header = (IPV6 if address.version == 6 else IPV4).size + TCP.size
-        return LISTEN_COMMAND.pack(
-            opcode=CommandOpcode.LISTEN,
-            # The first byte of the address lies first in memory; IPv4 in the last four.
-            address=int.from_bytes(address.packed.rjust(16, b"\0"), "little"),
-            port=port,
-            flags=flags,
-            queue=self.queue.index,
-            mss=mss if mss is not None else min(self._mtu - header, 65535),
-            window=window,
-            wscale=wscale,
-        )
+    def _listen_options(self, *, teardown: bool | None = None, **options: Any) -> ListenOptions:
+        self.device.require(Feature.SETUP)
+        if teardown:
+            self.device.require(Feature.TEARDOWN)
+        return ListenOptions(self._teardown if teardown is None else teardown, **options)
 
     # -- readings --------------------------------------------------------------------------
 
@@ -701,17 +507,6 @@ class Nic:
         if self.flows is None or self.endpoint.hand_over is None:
             return {}
         return {**self.endpoint.hand_over.ended_flows(), **self.flows.held}
-
-
-def _listen_error(error: CommandRefusedError, address: IPAddress, port: int) -> Exception:
-    where = f"{address} port {port}"
-    if error.status == Status.DUPLICATE:
-        return OSError(errno.EADDRINUSE, f"there is already a listener on {where}")
-    if error.status == Status.TABLE_FULL:
-        return OSError(errno.ENOBUFS, f"the NIC's listen table has no room for {where}")
-    if error.status == Status.BAD_ARGUMENT:
-        return ValueError(f"the NIC does not accept the listener on {where}")
-    return error
 
 
 async def _open_in_thread(spec: str) -> Device:
