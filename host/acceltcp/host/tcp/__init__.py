@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
-from .connection import ConnectionEvents, State, TcpConnection
-from .endpoint import Link, Listener, TcpEndpoint
-from .settings import TcpSettings
+from .block import ConnectionEvents, State
+from .connection import TcpConnection
+from .endpoint import Link, TcpEndpoint
+from .handshake import Listener
+from .settings import ConnectionOptions, TcpSettings
 
-__all__ = ["ConnectionEvents", "Link", "Listener", "State", "TcpConnection", "TcpEndpoint", "TcpSettings"]
+__all__ = [
+    "ConnectionEvents", "ConnectionOptions", "Link", "Listener", "State", "TcpConnection", "TcpEndpoint", "TcpSettings",
+]  # fmt: skip

@@ -1,8 +1,8 @@
 """The host's TCP endpoint: finds the connection for a segment, opens and forgets them.
 
-Below it is a link (`reserve`, `commit`: a `queue.Queue`), above it listeners that take new
-connections. It runs no loop and keeps no clock of its own: call `receive` for each packet,
-`flush` after each batch, `run_timers` when `next_deadline` has come, with the time each time.
+Below it is a link (`reserve`, `commit`: a `queue.Queue`) and, for connections that we open, the network (`net.Network`);
+above it listeners that take new connections. It runs no loop and keeps no clock of its own: call `receive` for each
+packet, `flush` after each batch, `run_timers` when `next_deadline` has come, with the time each time.
 
 A segment that carries a valid cookie is marked NEW by the NIC; so is every segment like it
 until our first byte is acknowledged, which is why the own table is asked first.
@@ -10,23 +10,31 @@ until our first byte is acknowledged, which is why the own table is asked first.
 
 from __future__ import annotations
 
+import errno
 import heapq
 import itertools
 import logging
+import os
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from acceltcp.abi.cookie import WSCALE_NONE
 from acceltcp.abi.messages import ChecksumState, Verdict
+from acceltcp.abi.wire import WSCALE_MAX
 
 from ..rings import RX_PACKING
+from .block import CLOCK_STALE_S, NEVER, ConnectionEvents, ControlBlock, Opening
 from .connection import TcpConnection
 from .handover import HandOver, Record
+from .handshake import Embryo, Handshakes, Listener, scale_for, syn_options
+from .ports import EphemeralPorts, InitialSequence
 from .segment import ACK, FIN, HALF, MASK, RST, SYN, Closed, Peer, Segment, supersedes
-from .settings import TcpSettings
+from .settings import ConnectionOptions, TcpSettings
 
-__all__ = ["Link", "Listener", "TcpEndpoint"]
+if TYPE_CHECKING:
+    from ..net.network import Network
+
+__all__ = ["Link", "TcpEndpoint"]
 
 log = logging.getLogger("acceltcp.tcp")
 
@@ -39,6 +47,15 @@ _LISTENER = RX_PACKING["listener"]
 _LISTENER_INDEX = RX_PACKING["listener_index"].item
 _PORT = RX_PACKING["port"]
 _TS_CLOCK = RX_PACKING["ts_clock"].item
+_MSS, _WSCALE, _SACK, _TIMESTAMPS, _ECN = (RX_PACKING[name] for name in ("mss", "wscale", "sack", "timestamps", "ecn"))
+
+_REUSE_S = 1.0
+"""A tuple in TIME_WAIT for that long may be connected anew, if both sides have timestamps (RFC 6191)."""
+_ISS_STEP = 0x20000
+"""So far ahead of the old connection's numbers the new one starts then."""
+_PATH_MTU_MIN = 552
+"""Smaller packets than that nobody makes us send by ICMP (RFC 1191 allows 68; RFC 5927 section 7 advises a floor)."""
+_PATH_MTU_MIN_V6 = 1280
 
 
 class Link(Protocol):
@@ -50,43 +67,32 @@ class Link(Protocol):
         self, length: int, l3_offset: int = 0, l4_offset: int = 0, flags: int = 0, port: int = 0
     ) -> None: ...
 
-
-@dataclass
-class Listener:
-    """What the endpoint needs to know of an entry of the NIC's listen table.
-
-    accept: called with each new connection; says whether it is wanted. When it is not, the
-    segment is dropped and the client will try again. teardown: the NIC may close them, if it can.
-    """
-
-    accept: Callable[[TcpConnection], bool]
-    window: int = 65535
-    wscale: int = 7
-    teardown: bool = True
+    def flush(self) -> None: ...
 
 
-@dataclass
 class _Ended:
-    until: float
-    connection: Closed
+    """A closed tuple, and until when it is remembered."""
+
+    __slots__ = ("connection", "until")
+
+    def __init__(self, until: float, connection: Closed) -> None:
+        self.until, self.connection = until, connection
 
 
-@dataclass
 class _Unknown:
     """The last segment of a tuple that nobody knows (yet), as a reset would answer it."""
 
-    due: float
-    peer: Peer
-    seq: int
-    ack: int
-    flags: int
+    __slots__ = ("ack", "due", "flags", "peer", "seq")
+
+    def __init__(self, due: float, peer: Peer, seq: int, ack: int, flags: int) -> None:
+        self.due, self.peer, self.seq, self.ack, self.flags = due, peer, seq, ack, flags
 
 
 class TcpEndpoint:
     """All connections of one host on one link.
 
     addresses: our addresses, packed. ts_clock: reads the NIC's timestamp clock. ts_step: seconds per
-    step of it.
+    step of it. network: finds ways to peers that we connect to; None: we connect to nobody.
     """
 
     def __init__(
@@ -98,44 +104,62 @@ class TcpEndpoint:
         now: float,
         ts_clock: Callable[[], int],
         ts_step: float = 0.001,
+        network: Network | None = None,
     ) -> None:
         self.link = link
         self.addresses = addresses
         self.settings = settings or TcpSettings()
+        self.direct = self.settings.direct
         self.now = now
         self.ts_step = ts_step
         self._read_clock = ts_clock
         self._clock, self._clock_at = ts_clock(), now
+        self.network = network
         self.hand_over: HandOver | None = None
         """Who gives connections to the NIC; None: nobody."""
         self.connections: dict[bytes, TcpConnection] = {}
         self.listeners: dict[int, Listener] = {}
         """Index in the NIC's listen table -> who takes its connections."""
-        self.blocked: set[TcpConnection] = set()
+        self.bound: dict[int, dict[bytes, Listener]] = {}
+        """Port -> address (b"" is any) -> listener for which the host does the handshakes."""
+        self.handshakes = Handshakes(self)
+        self.blocked: set[ControlBlock] = set()
         """Connections that found the transmit ring full."""
+        self.buffered = 0
+        """Bytes of received data that all connections keep."""
         self.stats = dict.fromkeys(
             (
                 "opened", "closed", "failed", "segments", "bad_checksum", "unwanted", "duplicates_of_closed",
-                "resets_sent", "unknown_dropped", "retransmissions",
+                "resets_sent", "unknown_dropped", "retransmissions", "connected", "syn_acks", "syn_overflow",
+                "bad_options", "spurious", "built", "bytes_received", "bytes_copied", "path_mtu",
             ),
             0,
         )  # fmt: skip
-        self._dirty: dict[TcpConnection, None] = {}
+        self._dirty: dict[ControlBlock, None] = {}
         self._ended: dict[bytes, _Ended] = {}
         self._unknown: dict[bytes, _Unknown] = {}
-        self._heap: list[tuple[float, int, TcpConnection]] = []
+        self._seeking: dict[bytes, set[ControlBlock]] = {}
+        """Remote address -> connections that wait to hear where it is."""
+        self._heap: list[tuple[float, int, ControlBlock]] = []
         self._order = itertools.count()
+        self._iss = InitialSequence()
+        self._ports = EphemeralPorts(*self.settings.ports, self._tuple_in_use)
 
     # -- packets in ----------------------------------------------------------------------
 
     def receive(self, view: memoryview, items: tuple[int, ...]) -> None:
         """A packet whose completion has `tcp` set."""
         l3, l4 = items[_L3], items[_L4]
+        stats = self.stats
         if items[_L4SUM_I] >> _L4SUM_S & _L4SUM_M != ChecksumState.GOOD:
-            self.stats["bad_checksum"] += 1
+            stats["bad_checksum"] += 1
             return
-        self.stats["segments"] += 1
-        self._learn_clock(items[_TS_CLOCK])
+        stats["segments"] += 1
+        clock = items[_TS_CLOCK]
+        if clock != self._clock:
+            self._learn_clock(clock)
+        else:
+            self._clock_at = self.now
         ipv6 = bool(items[_IPV6_I] >> _IPV6_S & _IPV6_M)
         # Source address, destination address, source port, destination port, as they lie there.
         key = bytes(view[l3 + (8 if ipv6 else 12) : l4 + 4])
@@ -143,68 +167,141 @@ class TcpEndpoint:
         new = items[_VERDICT_I] >> _VERDICT_S & _VERDICT_M == Verdict.NEW
         connection = self.connections.get(key)
         if connection is not None:
-            if new and segment.seq - 1 & MASK != connection.irs and not self._in_window(connection, segment):
-                if not supersedes(segment, connection):
-                    # Both sides of the old connection ignore this reset; a client that really
-                    # has begun anew learns that it must try again.
-                    self._reset(Peer(view, l3, l4, ipv6, _PORT.of(items)), segment)
-                    return
-                # The client has proved a new handshake: it no longer knows the old connection.
-                connection._reset_by_peer()
-                self._forget(key)
-            else:
-                if connection.receive(segment) and view[6:12] != connection.peer.head[:6] and not view[6] & 1:
-                    connection.moved(Peer(view, l3, l4, ipv6, _PORT.of(items)))
+            if self._for_connection(connection, key, view, items, segment, new):
+                if not self.settings.batch:
+                    self.flush(self.now)
+                    self.link.flush()
                 return
-        if self.hand_over is not None and self.hand_over.receive(key, segment, new):
+        elif self.hand_over is not None and self.hand_over.receive(key, segment, new):
+            return
+        self._for_nobody(key, view, items, segment, new, ipv6)
+        if not self.settings.batch:
+            self.flush(self.now)
+            self.link.flush()
+
+    def _for_connection(
+        self, connection: TcpConnection, key: bytes, view: memoryview, items: tuple[int, ...], segment: Segment, new: bool
+    ) -> bool:
+        """A segment with the tuple of a connection; False when it has made the tuple free for another."""
+        if new and segment.seq - 1 & MASK != connection.irs & MASK and not self._in_window(connection, segment):
+            if not supersedes(segment, connection):
+                # Both sides of the old connection ignore this reset; a client that really
+                # has begun anew learns that it must try again.
+                self.answer_with_reset(Peer(view, items[_L3], items[_L4], len(key) > 12, _PORT.of(items)), segment)
+                return True
+            # The client has proved a new handshake: it no longer knows the old connection.
+            connection.reset_by_peer()
+            self._forget(key)
+            return False
+        if segment.flags & (SYN | ACK | RST) == SYN and connection.in_time_wait and supersedes(segment, connection):
+            self._forget(key)  # RFC 9293 section 3.6.1, RFC 6191
+            return False
+        if connection.receive(segment) and view[6:12] != connection.peer.head[:6] and not view[6] & 1:
+            connection.moved(Peer(view, items[_L3], items[_L4], len(key) > 12, _PORT.of(items)))
+        return True
+
+    def _for_nobody(
+        self, key: bytes, view: memoryview, items: tuple[int, ...], segment: Segment, new: bool, ipv6: bool
+    ) -> None:
+        """A segment that no connection has."""
+        flags = segment.flags
+        embryos = self.handshakes.embryos
+        if embryos and not new and key in embryos and not flags & SYN:
+            embryo = self.handshakes.acknowledged(key, segment)
+            if embryo is not None:
+                self._grow(key, embryo, segment)
             return
         ended = self._ended.get(key)
+        first = flags & (SYN | ACK | RST) == SYN
         if ended is not None:
-            if not new or segment.seq - 1 & MASK == ended.connection.irs or not supersedes(segment, ended.connection):
+            fresh = (new and segment.seq - 1 & MASK != ended.connection.irs & MASK) or first
+            if not fresh or not supersedes(segment, ended.connection):
                 self.stats["duplicates_of_closed"] += 1
-                if ended.connection.reset_strays and not segment.flags & RST:
-                    self._reset(ended.connection.peer, segment)
+                if ended.connection.reset_strays and not flags & RST:
+                    self.answer_with_reset(ended.connection.peer, segment)
                 return
             del self._ended[key]
+        l3, l4 = items[_L3], items[_L4]
         listener = self.listeners.get(items[_LISTENER_INDEX]) if _LISTENER.of(items) else None
         if new and listener is not None:
             self._open(key, view, items, segment, listener, ipv6)
-        elif not segment.flags & RST:
-            address = bytes(view[l3 + 24 : l3 + 40] if ipv6 else view[l3 + 16 : l3 + 20])
-            if listener is None and address not in self.addresses:
+            return
+        if flags & RST:
+            return
+        address = key[16:32] if ipv6 else key[4:8]
+        if first and self.bound and address in self.addresses:
+            own = self._listener(address, int.from_bytes(key[-2:], "big"))
+            if own is not None:
+                self.handshakes.syn(key, Peer(view, l3, l4, ipv6, _PORT.of(items)), segment, own)
                 return
-            peer = Peer(view, l3, l4, ipv6, _PORT.of(items))
-            if listener is None:
-                self._reset(peer, segment)
-            else:
-                self._hold(key, peer, segment)
+        if listener is None and address not in self.addresses:
+            return
+        peer = Peer(view, l3, l4, ipv6, _PORT.of(items))
+        if listener is None:
+            self.answer_with_reset(peer, segment)
+        else:
+            self._hold(key, peer, segment)
 
     def _open(
         self, key: bytes, view: memoryview, items: tuple[int, ...], segment: Segment, listener: Listener, ipv6: bool
     ) -> None:
-        slots = RX_PACKING.slots
-        wscale = slots["wscale"].of(items)
+        """A segment marked NEW."""
+        wscale = _WSCALE.of(items)
         connection = TcpConnection(
             self,
             key,
             Peer(view, items[_L3], items[_L4], ipv6, _PORT.of(items)),
-            segment,
-            mss=slots["mss"].of(items),
-            wscale=None if wscale == WSCALE_NONE else wscale,
+            iss=segment.ack - 1 & MASK,
+            irs=segment.seq - 1 & MASK,
+            mss=_MSS.of(items),
+            wscale=None if wscale == WSCALE_NONE else min(wscale, WSCALE_MAX),
             our_wscale=listener.wscale,
             our_window=listener.window,
-            sack=bool(slots["sack"].of(items)),
-            timestamps=bool(slots["timestamps"].of(items)),
-            ecn=bool(slots["ecn"].of(items)),
+            window=segment.window << (0 if wscale == WSCALE_NONE else min(wscale, WSCALE_MAX)),
+            sack=bool(_SACK.of(items)),
+            timestamps=bool(_TIMESTAMPS.of(items)),
+            ts_recent=segment.tsval,
+            ecn=bool(_ECN.of(items)),
             offload=self.hand_over is not None and listener.teardown,
         )
+        self._accept(key, connection, listener, segment)
+
+    def _grow(self, key: bytes, embryo: Embryo, segment: Segment) -> None:
+        """The last acknowledgment of a handshake of ours."""
+        listener = embryo.listener
+        connection = TcpConnection(
+            self,
+            key,
+            embryo.peer,
+            iss=embryo.iss,
+            irs=embryo.irs,
+            mss=embryo.mss,
+            wscale=embryo.wscale,
+            our_wscale=listener.wscale,
+            our_window=listener.window,
+            window=segment.window << (embryo.wscale or 0),
+            sack=embryo.sack,
+            timestamps=embryo.timestamps,
+            ts_recent=embryo.ts_recent,
+            ecn=embryo.ecn,
+            offload=self.hand_over is not None and listener.teardown,
+        )
+        if self._accept(key, connection, listener, segment):
+            self.handshakes.forget(key)
+
+    def _accept(self, key: bytes, connection: TcpConnection, listener: Listener, segment: Segment) -> bool:
+        if self.network is not None and self.network.path_mtus:
+            connection.mss = connection.fitting_mss(self.path_mtu(connection))
+        if not (listener.lazy and self.settings.lazy):
+            connection.build()
         if not listener.accept(connection):
             self.stats["unwanted"] += 1
-            return
+            return False
         self.connections[key] = connection
         self._unknown.pop(key, None)
         self.stats["opened"] += 1
         connection.receive(segment)
+        return True
 
     @staticmethod
     def _in_window(connection: TcpConnection, segment: Segment) -> bool:
@@ -212,7 +309,9 @@ class TcpEndpoint:
         acknowledgment looks like a cookie (one in 2^27 or 2^23)."""
         ahead = segment.seq - connection.rcv_nxt & MASK
         behind = connection.snd_max - segment.ack & MASK
-        return ahead <= connection.rcv_limit and behind <= connection.max_wnd + connection.settings.receive_buffer
+        window = connection.max_wnd if connection.built else connection.snd_wnd
+        limit = connection.rcv_limit if connection.built else connection.settings.receive_buffer
+        return ahead <= limit and behind <= window + connection.settings.receive_buffer
 
     def _hold(self, key: bytes, peer: Peer, segment: Segment) -> None:
         """A segment for a listener that belongs to nothing: perhaps it overtook the first one."""
@@ -224,14 +323,14 @@ class TcpEndpoint:
         end = segment.seq + len(segment.payload) + (segment.flags & FIN)
         self._unknown[key] = _Unknown(due, peer, end & MASK, segment.ack, segment.flags)
 
-    def _reset(self, peer: Peer, segment: Segment) -> None:
+    def answer_with_reset(self, peer: Peer, segment: Segment) -> None:
+        """RST for a segment that belongs to nothing (RFC 9293 section 3.5.2, group 1)."""
         if not segment.flags & RST:
             flags = segment.flags
             end = segment.seq + len(segment.payload) + (flags & FIN) + (1 if flags & SYN else 0)
             self._send_reset(peer, end & MASK, segment.ack, flags)
 
     def _send_reset(self, peer: Peer, end: int, ack: int, flags: int) -> None:
-        """RFC 9293 section 3.5.2, group 1."""
         slot = self.link.reserve()
         if slot is None:
             return
@@ -242,19 +341,208 @@ class TcpEndpoint:
         self.link.commit(length, peer.l3, peer.l4, peer.tx_flags, peer.port)
         self.stats["resets_sent"] += 1
 
+    # -- listeners of the host -----------------------------------------------------------
+
+    def listen(self, port: int, listener: Listener, address: bytes = b"") -> None:
+        """Do the handshakes of a port ourselves. Raises `OSError` with EADDRINUSE when somebody does."""
+        there = self.bound.setdefault(port, {})
+        if address in there:
+            raise OSError(errno.EADDRINUSE, f"there is already a listener on port {port}")
+        there[address] = listener
+
+    def unlisten(self, port: int, address: bytes = b"") -> None:
+        """Undo `listen`."""
+        there = self.bound.get(port, {})
+        listener = there.pop(address, None)
+        if not there:
+            self.bound.pop(port, None)
+        embryos = self.handshakes.embryos
+        for key in [key for key, embryo in embryos.items() if embryo.listener is listener]:
+            del embryos[key]
+
+    def _listener(self, address: bytes, port: int) -> Listener | None:
+        there = self.bound.get(port)
+        if there is None:
+            return None
+        return there.get(address) or there.get(b"")
+
+    # -- connections that we open --------------------------------------------------------
+
+    def connect(
+        self,
+        remote: bytes,
+        port: int,
+        *,
+        local: bytes | None = None,
+        local_port: int = 0,
+        options: ConnectionOptions | None = None,
+        offload: bool = True,
+        events: ConnectionEvents | None = None,
+    ) -> TcpConnection:
+        """Open a connection to an address (packed) and port. `events` hears `connected`, or `closed` with the reason.
+
+        local: which of our addresses (None: as the route says); local_port: 0 takes a free one. offload: the NIC
+        may close it.
+
+        Raises `OSError`: ENETUNREACH without a route, EADDRNOTAVAIL for an address that is not ours or without a free
+        port, EADDRINUSE for a tuple in use.
+        """
+        if self.network is None:
+            raise OSError(errno.ENETUNREACH, "this endpoint has no network to connect over")
+        if local is not None and local not in self.addresses:
+            raise OSError(errno.EADDRNOTAVAIL, "the local address is none of this NIC's")
+        route = self.network.route(remote, local)
+        source = route.source
+        tail = port.to_bytes(2, "big")
+        if local_port:
+            key = remote + source + tail + local_port.to_bytes(2, "big")
+            if self._taken(key):
+                raise OSError(errno.EADDRINUSE, f"port {local_port} is connected to that address already")
+        else:
+            local_port = self._ports.choose(source, remote, port)
+            key = remote + source + tail + local_port.to_bytes(2, "big")
+        settings = self.settings
+        rcvbuf = options.rcvbuf if options is not None and options.rcvbuf else settings.receive_buffer
+        iss = self.new_iss(key)
+        old = self.connections.get(key)
+        if old is not None:
+            iss = old.snd_max + _ISS_STEP & MASK
+            self._forget(key)
+        self._ended.pop(key, None)
+        connection = TcpConnection(
+            self, key, Peer.route(b"", source, remote, local_port, port, 0), iss=iss, irs=0, mss=0xFFFF, wscale=0,
+            our_wscale=max(settings.window_scale, scale_for(rcvbuf)), our_window=min(rcvbuf, 0xFFFF), window=0,
+            sack=settings.sack, timestamps=settings.timestamps, ts_recent=0, ecn=settings.ecn,
+            offload=offload and self.hand_over is not None, options=options,
+        )  # fmt: skip
+        connection.events = events
+        connection.snd_una = connection.iss
+        connection.opening = Opening.SYN_SENT
+        connection.build()
+        self.connections[key] = connection
+        self.mark(connection)
+        return connection
+
+    def connected(self, connection: ControlBlock) -> None:
+        """A connection that we opened is established."""
+        self.stats["connected"] += 1
+
+    def _taken(self, key: bytes) -> bool:
+        """Whether a tuple cannot be connected now; one in TIME_WAIT can after a while (RFC 6191)."""
+        connection = self.connections.get(key)
+        if connection is not None:
+            if not connection.in_time_wait or not connection.timestamps:
+                return True
+            since = (connection.wait_at or NEVER) - self.settings.time_wait
+            return self.now - since < _REUSE_S
+        if self.hand_over is not None and key in self.hand_over.records:
+            return True
+        ended = self._ended.get(key)
+        if ended is not None and not ended.connection.timestamps:
+            return True
+        return key in self.handshakes.embryos
+
+    def _tuple_in_use(self, local: bytes, remote: bytes, remote_port: int, port: int) -> bool:
+        return (
+            port in self.bound
+            or self._taken(remote + local + remote_port.to_bytes(2, "big") + port.to_bytes(2, "big"))
+        )
+
+    def locate(self, connection: ControlBlock) -> bool:
+        """Whether we know where a connection's peer is; if not, it is asked for, and the connection is marked later."""
+        if connection.peer.l3:
+            return True
+        network = self.network
+        assert network is not None
+        key = connection.key
+        size = (len(key) - 4) // 2
+        remote, local = key[:size], key[size : 2 * size]
+        try:
+            route = network.route(remote, local)
+        except OSError as error:
+            connection.end(error)
+            return False
+        header = network.resolve(route)
+        if header is None:
+            self._seeking.setdefault(route.next_hop, set()).add(connection)
+            return False
+        connection.peer = Peer.route(
+            header, local, remote, int.from_bytes(key[-2:], "big"), int.from_bytes(key[-4:-2], "big"), route.port
+        )
+        connection.peer.marked(connection.options.tos, connection.options.ttl)
+        connection.mss = connection.fitting_mss(self.path_mtu(connection))
+        return True
+
+    def neighbour_found(self, address: bytes) -> None:
+        """From the network: it is known where a next hop is."""
+        for connection in self._seeking.pop(address, ()):
+            self.mark(connection)
+
+    def neighbour_failed(self, address: bytes) -> None:
+        """From the network: a next hop does not answer."""
+        for connection in self._seeking.pop(address, ()):
+            connection.end(OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)))
+
+    def doubt(self, connection: ControlBlock) -> None:
+        """A peer does not answer: perhaps its next hop has another MAC address now."""
+        if self.network is not None:
+            size = (len(connection.key) - 4) // 2
+            self.network.doubt(connection.key[:size])
+
+    def syn_options(self, connection: ControlBlock) -> bytes:
+        """Of a connection's SYN."""
+        return syn_options(connection, self.tsval(), self.settings.mtu)
+
+    def new_iss(self, key: bytes) -> int:
+        """RFC 6528."""
+        size = (len(key) - 4) // 2
+        ports = int.from_bytes(key[-2:], "big"), int.from_bytes(key[-4:-2], "big")
+        return self._iss.iss(key[size : 2 * size], key[:size], *ports, self.now)
+
+    # -- what ICMP says ------------------------------------------------------------------
+
+    def path_mtu(self, connection: ControlBlock) -> int:
+        """Largest packet on the way to a connection's peer, as far as we know."""
+        if self.network is None:
+            return self.settings.mtu
+        size = (len(connection.key) - 4) // 2
+        return min(self.settings.mtu, self.network.path_mtu(connection.key[:size]))
+
+    def packet_too_big(self, key: bytes, seq: int, mtu: int) -> bool:
+        """ICMP says that a packet of ours was too big. Whether it was one that is in flight (RFC 5927 section 7)."""
+        connection = self.connections.get(key)
+        if connection is None or not connection.built:
+            return False
+        if not (seq - connection.snd_una & MASK) < (connection.snd_max - connection.snd_una or 1):
+            return False
+        floor = _PATH_MTU_MIN_V6 if len(key) > 12 else _PATH_MTU_MIN
+        self.stats["path_mtu"] += 1
+        connection.path_mtu(max(mtu, floor))
+        return True
+
+    def unreachable(self, key: bytes, seq: int, error: OSError) -> None:
+        """ICMP says that a segment of ours did not arrive."""
+        connection = self.connections.get(key)
+        if connection is None or not connection.built:
+            return
+        if seq - connection.snd_una & MASK <= connection.snd_max - connection.snd_una:
+            connection.soft(error)
+
     # -- what connections call -------------------------------------------------------------
 
-    def mark(self, connection: TcpConnection) -> None:
+    def mark(self, connection: ControlBlock) -> None:
         """`flush` shall look at this connection."""
         self._dirty[connection] = None
 
     def ended(self, connection: TcpConnection) -> None:
         """A connection is over: keep its tuple for a while."""
         self.stats["failed" if connection.error is not None else "closed"] += 1
-        self.stats["retransmissions"] += connection.retransmissions
+        if connection.built:
+            self.stats["retransmissions"] += connection.retransmissions
         if self.connections.get(connection.key) is connection:
             del self.connections[connection.key]
-            self.remember(connection.key, connection)
+            if connection.opening != Opening.SYN_SENT:
+                self.remember(connection.key, connection)
         self.blocked.discard(connection)
         if self.hand_over is not None and connection.offload and not connection.handing and not connection.reading:
             self.hand_over.flows.counts["software"] += 1
@@ -279,13 +567,28 @@ class TcpEndpoint:
         if self.hand_over is not None:
             self.hand_over.abort(record)
 
+    # -- memory ----------------------------------------------------------------------------
+
+    @property
+    def pressed(self) -> bool:
+        """Whether received data take all the memory that they may."""
+        return self.buffered >= self.settings.memory_limit
+
+    def take_memory(self, size: int) -> None:
+        """Received data are kept."""
+        self.buffered += size
+
+    def give_memory(self, size: int) -> None:
+        """They were taken away."""
+        self.buffered -= size
+
     # -- the NIC's timestamp clock ---------------------------------------------------------
 
     def tsval(self) -> int:
-        """The NIC's timestamp clock, as far as we know: at most a step behind, never ahead. The NIC
+        """The NIC's timestamp clock, as far as we know: perhaps behind, never ahead. The NIC
         goes on with its clock when it closes a connection, and the peer must not see that step back.
         """
-        if self.now - self._clock_at >= self.ts_step:
+        if self.now - self._clock_at >= CLOCK_STALE_S:
             self._learn_clock(self._read_clock())
             self._clock_at = self.now
         return self._clock
@@ -314,6 +617,8 @@ class TcpEndpoint:
         while self._dirty:
             dirty, self._dirty = self._dirty, {}
             for connection in dirty:
+                if connection.closed:
+                    continue
                 connection.output()
                 self._schedule(connection)
         if self.hand_over is not None:
@@ -325,7 +630,7 @@ class TcpEndpoint:
             self._dirty[connection] = None
         self.blocked.clear()
 
-    def _schedule(self, connection: TcpConnection) -> None:
+    def _schedule(self, connection: ControlBlock) -> None:
         deadline = connection.deadline()
         if deadline is not None and deadline < connection.heap_at:
             connection.heap_at = deadline
@@ -341,8 +646,10 @@ class TcpEndpoint:
             times.append(next(iter(self._unknown.values())).due)
         if self._ended:
             times.append(next(iter(self._ended.values())).until)
-        if self.hand_over is not None and (due := self.hand_over.next_deadline()) is not None:
-            times.append(due)
+        for other in (self.hand_over, self.handshakes):
+            due = other.next_deadline() if other is not None else None
+            if due is not None:
+                times.append(due)
         return min(times) if times else None
 
     def run_timers(self, now: float) -> None:
@@ -350,12 +657,13 @@ class TcpEndpoint:
         self.now = now
         if self.hand_over is not None:
             self.hand_over.run_timers(now)
+        self.handshakes.run_timers(now)
         heap = self._heap
         while heap and heap[0][0] <= now:
             at, _, connection = heapq.heappop(heap)
             if connection.closed or at != connection.heap_at:
                 continue
-            connection.heap_at = float("inf")
+            connection.heap_at = NEVER
             connection.timers()
             self._schedule(connection)
         while self._unknown:

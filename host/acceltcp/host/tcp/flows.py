@@ -36,11 +36,17 @@ from ..layout import Packing
 from ..queue import CommandResult, Queue
 from .segment import ACK, FIN, MASK, PSH, TS_OPTION, TS_PREFIX
 
-__all__ = ["FLOW_BYTES_MAX", "FLOW_STATS", "Flow", "FlowEnd", "FlowUser", "Flows", "Phase", "window_steps"]
+__all__ = ["ENTRY", "FLOW_BYTES_MAX", "FLOW_STATS", "Flow", "FlowEnd", "FlowUser", "Flows", "Phase", "window_steps"]
 
 log = logging.getLogger("acceltcp.flows")
 
-_ENTRY = Packing(FINAL_FRAME).struct
+ENTRY = Packing(FINAL_FRAME).struct
+_CLOSE = Packing(CLOSE_COMMAND)
+_pack_close = _CLOSE.struct.pack
+_SENT_S, _RETRIES_S, _PORT_S, _WSCALE_S = (_CLOSE[name].shift for name in ("sent", "retries", "port", "wscale"))
+_U16_PAIR = struct.Struct("!HH")
+_OPCODE = int(CommandOpcode.CLOSE)
+_IPV6, _TIMESTAMPS, _PEER_FIN = int(CloseFlag.IPV6), int(CloseFlag.TIMESTAMPS), int(CloseFlag.PEER_FIN)
 _SEQ = struct.Struct("!I")
 _SEQ_AT, _OFFSET_AT, _FLAGS_AT = TCP.byte_offset("seq"), TCP.byte_offset("data_offset"), TCP.byte_offset("flags")
 _WINDOW_STEPS = (1 << CLOSE_COMMAND.positions["window"][1]) - 1
@@ -221,34 +227,49 @@ class Flows:
         self._fill(block, frames, l4, ipv6, snd_una)
         first = frames[0]
         at, size = (l4 - 32, 16) if ipv6 else (l4 - 8, 4)
-        local, remote = bytes(first[at : at + size]), bytes(first[at + size : l4])
-        local_port, remote_port = bytes(first[l4 : l4 + 2]), bytes(first[l4 + 2 : l4 + 4])
+        key = bytes(first[at + size : l4]) + bytes(first[at : at + size]) + bytes(first[l4 + 2 : l4 + 4]) + bytes(first[l4 : l4 + 2])
+        return self.post(
+            key, block, len(frames), snd_una=snd_una, snd_end=snd_end, sent=sent, rcv_nxt=rcv_nxt, fin=fin, window=window,
+            wscale=wscale, timestamps=timestamps, ts_recent=ts_recent, rto=rto, retries=retries, port=port, user=user,
+        )  # fmt: skip
+
+    def post(
+        self,
+        key: bytes,
+        block: FrameBlock,
+        frames: int,
+        *,
+        snd_una: int,
+        snd_end: int,
+        sent: int,
+        rcv_nxt: int,
+        fin: bool,
+        window: int,
+        wscale: int,
+        timestamps: bool,
+        ts_recent: int,
+        rto: float,
+        retries: int,
+        port: int,
+        user: FlowUser,
+    ) -> Flow:
+        """Post `CLOSE` for so many frames that lie in a block of `pool` with their table (`ENTRY`), and are as `hand_over`
+        would have them: nothing is checked. Raises `DeviceError` when the ring is full; the block is free then."""
         flow = Flow(
-            remote + local + remote_port + local_port, block, snd_end=snd_end, ack=snd_una, rcv_nxt=rcv_nxt & MASK,
+            key, block, snd_end=snd_end & MASK, ack=snd_una & MASK, rcv_nxt=rcv_nxt & MASK,
             fin=fin, window=window, wscale=wscale, timestamps=timestamps, ts_recent=ts_recent, user=user,
         )  # fmt: skip
+        size = len(key) - 4 >> 1
+        flags = (_IPV6 if size == 16 else 0) | (_TIMESTAMPS if timestamps else 0) | (_PEER_FIN if fin else 0)
+        steps = round(rto / self.step)
+        command = _pack_close(
+            _OPCODE, frames | sent << _SENT_S | retries << _RETRIES_S | port << _PORT_S, flags, 0, block.address,
+            # The first byte of an address lies first in memory; IPv4 in the last four.
+            key[:size].rjust(16, b"\0"), key[size : 2 * size].rjust(16, b"\0"),
+            *_U16_PAIR.unpack_from(key, 2 * size), rcv_nxt & MASK, ts_recent if timestamps else 0,
+            1 if steps < 1 else min(steps, _RTO_MAX), window_steps(window) | wscale << _WSCALE_S,
+        )  # fmt: skip
         try:
-            command = CLOSE_COMMAND.pack(
-                opcode=CommandOpcode.CLOSE,
-                frames=len(frames),
-                sent=sent,
-                retries=retries,
-                port=port,
-                flags=(CloseFlag.IPV6 if ipv6 else 0)
-                | (CloseFlag.TIMESTAMPS if timestamps else 0)
-                | (CloseFlag.PEER_FIN if fin else 0),
-                table=block.address,
-                # The first byte of an address lies first in memory; IPv4 in the last four.
-                remote=int.from_bytes(remote.rjust(16, b"\0"), "little"),
-                local=int.from_bytes(local.rjust(16, b"\0"), "little"),
-                remote_port=int.from_bytes(remote_port, "big"),
-                local_port=int.from_bytes(local_port, "big"),
-                rcv_nxt=rcv_nxt & MASK,
-                ts_recent=ts_recent if timestamps else 0,
-                rto=min(max(round(rto / self.step), 1), _RTO_MAX),
-                window=window_steps(window),
-                wscale=wscale,
-            )
             self.queue.post_command(command, lambda result: self._answered(flow, result), ring=False)
         except BaseException:
             self.pool.free(block)
@@ -316,7 +337,7 @@ class Flows:
         for number, frame in enumerate(frames):
             length = len(frame)
             view[at : at + length] = frame
-            _ENTRY.pack_into(view, number * _ENTRY.size, block.address + at, seq, length, l4, flags)
+            ENTRY.pack_into(view, number * ENTRY.size, block.address + at, seq, length, l4, flags)
             seq = seq + length - l4 - (frame[l4 + _OFFSET_AT] >> 4) * 4 & MASK
             at += align_up(length, FRAME_ALIGN)
 

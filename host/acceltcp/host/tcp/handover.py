@@ -15,15 +15,18 @@ import os
 import weakref
 from typing import TYPE_CHECKING
 
-from acceltcp.abi.messages import FINAL_FRAMES_MAX, WINDOW_UNIT, Status
+from acceltcp.abi.messages import FINAL_FRAMES_MAX, WINDOW_UNIT, FrameFlag, Status
 from acceltcp.abi.wire import TCP
 
+from ..dma import align_up
 from ..errors import DeviceTimeoutError
-from .flows import FLOW_BYTES_MAX, Flow, FlowEnd, Flows, Phase, window_steps
+from ..frames import FRAME_ALIGN, TABLE_BYTES, FrameBlock
+from .flows import ENTRY, FLOW_BYTES_MAX, Flow, FlowEnd, Flows, Phase, window_steps
 from .segment import ACK, ECE, FIN, HALF, MASK, PSH, RST, SYN, TS_OPTION, TS_PREFIX, Peer, Segment, supersedes
 
 if TYPE_CHECKING:
-    from .connection import ConnectionEvents, TcpConnection
+    from .block import ConnectionEvents
+    from .connection import TcpConnection
     from .endpoint import TcpEndpoint
 
 __all__ = ["HandOver", "Record"]
@@ -35,6 +38,9 @@ _RECEIVE_WINDOW = 65535
 """Of a connection that nobody reads: what the NIC takes for it, and the window field of what is sent here."""
 
 _RETRIES_MAX = 15
+_FRAME_IPV6 = int(FrameFlag.IPV6)
+_pack_entry = ENTRY.pack_into
+_pack_timestamps = TS_OPTION.pack
 
 
 class Record:
@@ -99,19 +105,35 @@ class HandOver:
         """Post `CLOSE` for a connection that sends nothing but its end, if that is possible now."""
         if not _fits(connection):
             return False
-        frames, sent = _final_frames(connection)
-        if sent == len(frames) and connection.owes_ack and not connection.send_ack():
+        parts, sent = _parts(connection)
+        if sent == len(parts) and connection.owes_ack and not connection.send_ack():
             return False
-        if not self.flows.queue.has_room:
+        flows = self.flows
+        if not flows.queue.has_room:
             self.endpoint.blocked.add(connection)
             return False
         record = Record(self, connection, self.endpoint.now)
         peer, settings = connection.peer, connection.settings
-        flow = self.flows.hand_over(
-            frames,
-            l4=peer.l4,
-            ipv6=peer.ipv6,
-            port=peer.port,
+        options = b""
+        if connection.timestamps:
+            options = _pack_timestamps(TS_PREFIX, self.endpoint.tsval(), connection.ts_recent)
+        header = peer.l4 + TCP.size + len(options)
+        size = TABLE_BYTES
+        for start, end in parts:
+            size += align_up(header + end - start, FRAME_ALIGN)
+        block = flows.pool.allocate(size)
+        if block is None:
+            flows.counts["no_memory"] += 1
+            connection.offload = False
+            return False
+        _fill(connection, block, parts, options, header)
+        una = connection.snd_una
+        record.flow = flows.post(
+            connection.key,
+            block,
+            len(parts),
+            snd_una=una,
+            snd_end=una + parts[-1][1] + 1,
             sent=sent,
             rcv_nxt=connection.rcv_nxt,
             fin=connection.fin_received,
@@ -119,14 +141,11 @@ class HandOver:
             wscale=connection.snd_shift,
             timestamps=connection.timestamps,
             ts_recent=connection.ts_recent,
-            rto=connection.rto,
+            rto=connection.rtt.rto if connection.built else settings.initial_rto,
             retries=min(max(settings.retries, 1), _RETRIES_MAX),
+            port=peer.port,
             user=record,
         )
-        if flow is None:
-            connection.offload = False
-            return False
-        record.flow = flow
         connection.hand_over_begins(record)
         return True
 
@@ -148,7 +167,7 @@ class HandOver:
         flow.ack, flow.window = connection.snd_una & MASK, connection.snd_wnd
         flow.ts_recent, flow.rcv_nxt = connection.ts_recent, connection.rcv_nxt & MASK
         flow.fin = connection.fin_received
-        if connection.error is not None or (connection.closed and not connection.fin_acked):
+        if connection.error is not None or (connection.closed and not (connection.built and connection.fin_acked)):
             record.error, record.aborting = connection.error, True
             record.reset_strays = connection.reset_strays
             self._dirty[record] = None
@@ -302,45 +321,54 @@ class HandOver:
 def _fits(connection: TcpConnection) -> bool:
     """Whether all that is left can leave at once, no loss is being recovered from, and we know where the peer is: the NIC
     sends to one MAC address only."""
-    size = len(connection.send_buffer)
-    if connection.address_in_doubt:
+    size = connection.send_bytes
+    if connection.address_in_doubt or connection.in_trouble or size >= FLOW_BYTES_MAX:
         return False
-    if connection.recovering or size >= FLOW_BYTES_MAX or len(_parts(connection)) > FINAL_FRAMES_MAX:
+    if size > FINAL_FRAMES_MAX * connection.mss or len(_parts(connection)[0]) > FINAL_FRAMES_MAX:
         return False
     # A FIN alone takes no room in the window.
-    return size <= min(window_steps(connection.snd_wnd) * WINDOW_UNIT, connection.cwnd)
+    cwnd = connection.congestion.cwnd if connection.built else connection.initial_window
+    return size <= min(window_steps(connection.snd_wnd) * WINDOW_UNIT, cwnd)
 
 
-def _parts(connection: TcpConnection) -> list[tuple[int, int]]:
-    """From where to where in the send buffer each final frame's data go. None holds both what has been sent and what has
-    not, so nothing is sent twice; when all data have been sent and the FIN has not, it goes alone."""
-    size, mss = len(connection.send_buffer), connection.mss
+def _parts(connection: TcpConnection) -> tuple[list[tuple[int, int]], int]:
+    """From where to where in the send buffer each final frame's data go, and how many of the frames have left. None holds
+    both what has been sent and what has not, so nothing is sent twice; when all data have been sent and the FIN has
+    not, it goes alone."""
+    size, mss = connection.send_bytes, connection.mss
     sent = min(connection.snd_nxt - connection.snd_una, size)
     parts = [(at, min(at + mss, sent)) for at in range(0, sent, mss)]
+    left = len(parts)
     parts += [(at, min(at + mss, size)) for at in range(sent, size, mss)]
-    if sent == size and not (connection.fin_sent and parts):
-        parts.append((size, size))
-    return parts
+    if sent == size:
+        fin_sent = connection.built and connection.fin_sent
+        if not (fin_sent and parts):
+            parts.append((size, size))
+            left += fin_sent
+    return parts, left
 
 
-def _final_frames(connection: TcpConnection) -> tuple[list[bytearray], int]:
-    """Everything from snd_una, and how many of the frames have left already."""
-    peer, data, una = connection.peer, connection.send_buffer, connection.snd_una
-    options = b""
-    if connection.timestamps:
-        options = TS_OPTION.pack(TS_PREFIX, connection.endpoint.tsval(), connection.ts_recent)
+def _fill(
+    connection: TcpConnection, block: FrameBlock, parts: list[tuple[int, int]], options: bytes, header: int
+) -> None:
+    """Build the final frames in the NIC's memory, and the table that describes them."""
+    peer, data, una, nxt = connection.peer, connection.send_buffer, connection.snd_una, connection.rcv_nxt
+    view, address, l4 = block.view, block.address, peer.l4
     window = connection.window_field()
     always = ACK | (ECE if connection.echoes_ce else 0)
-    frames: list[bytearray] = []
-    sent = 0
-    parts = _parts(connection)
+    kind = _FRAME_IPV6 if peer.ipv6 else 0
+    at, entry, last = TABLE_BYTES, 0, len(parts) - 1
     for number, (start, end) in enumerate(parts):
-        part = data[start:end]
-        last = number == len(parts) - 1
-        flags = always | (FIN | (PSH if part else 0) if last else 0)
-        frame = bytearray(peer.l4 + TCP.size + len(options) + len(part))
-        at = peer.build(frame, una + start, connection.rcv_nxt, flags, window, options, False, len(part))
-        frame[at:] = part
-        frames.append(frame)
-        sent += una + end + last <= connection.snd_nxt
-    return frames, sent
+        length = end - start
+        flags = always
+        if number == last:
+            flags |= FIN | PSH if length else FIN
+        slot = view[at:]
+        body = peer.build(slot, una + start, nxt, flags, window, options, False, length)
+        if length:
+            assert data is not None
+            data.copy_into(slot, body, una + start, length)
+            connection.endpoint.stats["bytes_copied"] += length
+        _pack_entry(view, entry, address + at, una + start & MASK, header + length, l4, kind)
+        entry += ENTRY.size
+        at += align_up(header + length, FRAME_ALIGN)

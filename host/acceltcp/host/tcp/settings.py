@@ -1,23 +1,32 @@
-"""What can be set of TCP."""
+"""What can be set of TCP: for all connections of an endpoint, and for one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["TcpSettings"]
+from acceltcp.abi.wire import WSCALE_MAX
+
+__all__ = ["ConnectionOptions", "TcpSettings"]
 
 
 @dataclass(frozen=True)
 class TcpSettings:
-    """Times in seconds, sizes in bytes."""
+    """Of an endpoint. Times in seconds, sizes in bytes. Raises `ValueError` naming what cannot be."""
 
     mtu: int = 1500
     receive_buffer: int = 1 << 20
+    """What a connection keeps for its application at most, unless its `rcvbuf` says otherwise."""
+    memory_limit: int = 256 << 20
+    """Received data that all connections together keep at most; near it windows no longer open."""
     initial_rto: float = 1.0
     min_rto: float = 0.2
     max_rto: float = 60.0
     retries: int = 10
     """Retransmissions of one segment, or unanswered window probes, before giving up."""
+    syn_retries: int = 6
+    synack_retries: int = 5
+    syn_backlog: int = 1024
+    """Handshakes that a listener of the host (not of the NIC) may have unfinished; the oldest gives way."""
     delayed_ack: float = 0.04
     time_wait: float = 2.0
     linger: float = 2.0
@@ -25,9 +34,89 @@ class TcpSettings:
     fin_wait_2: float = 60.0
     """How long we wait for the FIN of a peer after the application has closed."""
     initial_segments: int = 10
+    window_scale: int = 7
+    """Our shift where the host does the handshake."""
+    congestion: str = "cubic"
+    ecn: bool = False
+    """Ask for ECN when we open, grant it where the host answers SYNs."""
+    timestamps: bool = True
+    """Offer and grant timestamps where the host does the handshake; `sack` likewise."""
+    sack: bool = True
     unknown_hold: float = 1.0
     """A segment that belongs to nothing is reset only when it still does after this time."""
     unknown_limit: int = 1024
     challenge_interval: float = 0.1
     """Least time between two answers to segments that should not be."""
     reassembly_pieces: int = 1024
+    ports: tuple[int, int] = (32768, 60999)
+    """First and last port that `connect` takes for itself."""
+    lazy: bool = True
+    """Build a connection's control block only when it is needed; the next four are optimisations too, each
+    on unless it is to be measured."""
+    batch: bool = True
+    """Send once per batch of packets instead of after each."""
+    zero_copy: bool = True
+    """Give the application a view of the ring's buffer."""
+    direct: bool = True
+    """Build frames in the transmit buffer itself."""
+    piggyback: bool = True
+    """Let data and FIN carry acknowledgments, and the last data FIN."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("mtu", 576, 65535), ("receive_buffer", 2048, 1 << 30), ("memory_limit", 1 << 16, 1 << 40),
+            ("retries", 1, 100), ("syn_retries", 0, 100), ("synack_retries", 0, 100), ("syn_backlog", 1, 1 << 20),
+            ("initial_segments", 1, 1000), ("window_scale", 0, WSCALE_MAX), ("reassembly_pieces", 1, 1 << 20),
+            ("initial_rto", 0.01, 3600), ("min_rto", 0.001, 3600), ("max_rto", 0.01, 3600),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
+        first, last = self.ports
+        if not 1 <= first <= last <= 65535:
+            raise ValueError(f"ports must be two ports, the first not above the last, not {self.ports!r}")
+
+
+class ConnectionOptions:
+    """Of one connection; may change while it lives. Names are those of socket options in lower case.
+
+    nodelay: send small segments at once (no Nagle). cork: send full segments only. quickack: acknowledge every
+    segment at once. keepalive: probe a silent peer after `keepidle` seconds, every `keepintvl`, and give up after
+    `keepcnt` probes. user_timeout: give up when data stay unacknowledged so many seconds (0: by retries). linger: None, or
+    how many seconds `close` may take before the connection is reset (0: at once). congestion: name of the algorithm. sndbuf:
+    unsent and unacknowledged bytes above which writers should wait. rcvbuf: received bytes kept (0: from the
+    settings). tos: DSCP (upper six bits) of what is sent. ttl: hop limit. maxseg: largest segment (0: what fits).
+    """
+
+    __slots__ = (
+        "congestion", "cork", "keepalive", "keepcnt", "keepidle", "keepintvl", "linger", "maxseg", "nodelay",
+        "quickack", "rcvbuf", "sndbuf", "tos", "ttl", "user_timeout",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.nodelay = False
+        self.cork = False
+        self.quickack = False
+        self.keepalive = False
+        self.keepidle = 7200.0
+        self.keepintvl = 75.0
+        self.keepcnt = 9
+        self.user_timeout = 0.0
+        self.linger: float | None = None
+        self.congestion = ""
+        self.sndbuf = 1 << 18
+        self.rcvbuf = 0
+        self.tos = 0
+        self.ttl = 64
+        self.maxseg = 0
+
+    def copy(self) -> ConnectionOptions:
+        """Another one with the same values."""
+        other = ConnectionOptions()
+        for name in ConnectionOptions.__slots__:
+            setattr(other, name, getattr(self, name))
+        return other
+
+
+DEFAULT_OPTIONS = ConnectionOptions()
+"""Shared by connections that have none of their own; never changed."""
