@@ -153,7 +153,7 @@ class TcpEndpoint:
                 connection._reset_by_peer()
                 self._forget(key)
             else:
-                if connection.receive(segment) and view[6:12] != connection.peer.head[:6] and not view[6] & 1:
+                if connection.receive(segment) and view[6:12] != connection.peer.mac and not view[6] & 1:
                     connection.moved(Peer(view, l3, l4, ipv6, _PORT.of(items)))
                 return
         if self.hand_over is not None and self.hand_over.receive(key, segment, new):
