@@ -161,7 +161,11 @@ class TcpConnection(Arrival):
             self.congestion.cwnd, self.congestion.ssthresh = cwnd, ssthresh
         if options.rcvbuf:
             self.rcv_limit = options.rcvbuf
-        self.peer.marked(options.tos, options.ttl)
+        peer = self.peer
+        if peer.tos != options.tos & 0xFC:
+            peer.tos = options.tos
+        if peer.ttl != options.ttl:
+            peer.ttl = options.ttl
         self.endpoint.mark(self)
 
     # -- path ----------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from acceltcp.abi.cookie import WSCALE_NONE
 from acceltcp.abi.messages import ChecksumState, Verdict
-from acceltcp.abi.wire import WSCALE_MAX
+from acceltcp.abi.wire import WSCALE_MAX, EtherType
 
 from ..rings import RX_PACKING
 from .block import CLOCK_STALE_S, NEVER, ConnectionEvents, ControlBlock, Opening
@@ -49,6 +49,12 @@ _PORT = RX_PACKING["port"]
 _TS_CLOCK = RX_PACKING["ts_clock"].item
 _MSS, _WSCALE, _SACK, _TIMESTAMPS, _ECN = (RX_PACKING[name] for name in ("mss", "wscale", "sack", "timestamps", "ecn"))
 
+_NO_MAC = bytes(6)
+_NOWHERE = {
+    4: _NO_MAC * 2 + EtherType.IPV4.to_bytes(2, "big"),
+    16: _NO_MAC * 2 + EtherType.IPV6.to_bytes(2, "big"),
+}
+"""Link header, by size of an address, while we do not know where the peer is."""
 _REUSE_S = 1.0
 """A tuple in TIME_WAIT for that long may be connected anew, if both sides have timestamps (RFC 6191)."""
 _ISS_STEP = 0x20000
@@ -131,7 +137,7 @@ class TcpEndpoint:
             (
                 "opened", "closed", "failed", "segments", "bad_checksum", "unwanted", "duplicates_of_closed",
                 "resets_sent", "unknown_dropped", "retransmissions", "connected", "syn_acks", "syn_overflow",
-                "bad_options", "spurious", "built", "bytes_received", "bytes_copied", "path_mtu",
+                "bad_options", "malformed", "spurious", "built", "bytes_received", "bytes_copied", "path_mtu",
             ),
             0,
         )  # fmt: skip
@@ -161,9 +167,11 @@ class TcpEndpoint:
         else:
             self._clock_at = self.now
         ipv6 = bool(items[_IPV6_I] >> _IPV6_S & _IPV6_M)
-        # Source address, destination address, source port, destination port, as they lie there.
-        key = bytes(view[l3 + (8 if ipv6 else 12) : l4 + 4])
         segment = Segment(view, l3, l4, ipv6)
+        if not segment.flags:
+            stats["malformed"] += 1
+            return
+        key = segment.key
         new = items[_VERDICT_I] >> _VERDICT_S & _VERDICT_M == Verdict.NEW
         connection = self.connections.get(key)
         if connection is not None:
@@ -196,7 +204,7 @@ class TcpEndpoint:
         if segment.flags & (SYN | ACK | RST) == SYN and connection.in_time_wait and supersedes(segment, connection):
             self._forget(key)  # RFC 9293 section 3.6.1, RFC 6191
             return False
-        if connection.receive(segment) and view[6:12] != connection.peer.head[:6] and not view[6] & 1:
+        if connection.receive(segment) and segment.mac != connection.peer.mac and not segment.mac[0] & 1:
             connection.moved(Peer(view, items[_L3], items[_L4], len(key) > 12, _PORT.of(items)))
         return True
 
@@ -410,7 +418,7 @@ class TcpEndpoint:
             self._forget(key)
         self._ended.pop(key, None)
         connection = TcpConnection(
-            self, key, Peer.route(b"", source, remote, local_port, port, 0), iss=iss, irs=0, mss=0xFFFF, wscale=0,
+            self, key, Peer.route(_NOWHERE[len(remote)], source, remote, local_port, port, 0), iss=iss, irs=0, mss=0xFFFF, wscale=0,
             our_wscale=max(settings.window_scale, scale_for(rcvbuf)), our_window=min(rcvbuf, 0xFFFF), window=0,
             sack=settings.sack, timestamps=settings.timestamps, ts_recent=0, ecn=settings.ecn,
             offload=offload and self.hand_over is not None, options=options,
@@ -450,7 +458,8 @@ class TcpEndpoint:
 
     def locate(self, connection: ControlBlock) -> bool:
         """Whether we know where a connection's peer is; if not, it is asked for, and the connection is marked later."""
-        if connection.peer.l3:
+        peer = connection.peer
+        if peer.mac != _NO_MAC:
             return True
         network = self.network
         assert network is not None
@@ -467,9 +476,9 @@ class TcpEndpoint:
             self._seeking.setdefault(route.next_hop, set()).add(connection)
             return False
         connection.peer = Peer.route(
-            header, local, remote, int.from_bytes(key[-2:], "big"), int.from_bytes(key[-4:-2], "big"), route.port
-        )
-        connection.peer.marked(connection.options.tos, connection.options.ttl)
+            header, local, remote, int.from_bytes(key[-2:], "big"), int.from_bytes(key[-4:-2], "big"), route.port,
+            tos=connection.options.tos, ttl=connection.options.ttl,
+        )  # fmt: skip
         connection.mss = connection.fitting_mss(self.path_mtu(connection))
         return True
 

@@ -2,102 +2,401 @@
 
 from __future__ import annotations
 
+import functools
 import struct
+from collections.abc import Callable
 from typing import Protocol
 
 from acceltcp.abi.messages import TxFlag
-from acceltcp.abi.wire import IPV4, IPV6, TCP, IPProtocol, TCPFlag, TCPOption
+from acceltcp.abi.wire import (
+    ETHERNET,
+    IPV4,
+    IPV6,
+    TCP,
+    TCP_OPTION_BYTES_MAX,
+    VLAN,
+    WSCALE_MAX,
+    EtherType,
+    IPProtocol,
+    TCPFlag,
+    TCPOption,
+)
 
-__all__ = ["Closed", "Peer", "Segment", "supersedes"]
+__all__ = ["Closed", "Peer", "Segment", "SynOptions", "supersedes"]
 
 MASK = 0xFFFFFFFF
 HALF = 0x80000000
 
-FIN, SYN, RST, PSH, ACK, ECE, CWR = (
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (
     int(flag)
     for flag in (
-        TCPFlag.FIN, TCPFlag.SYN, TCPFlag.RST, TCPFlag.PSH, TCPFlag.ACK, TCPFlag.ECE, TCPFlag.CWR,
+        TCPFlag.FIN, TCPFlag.SYN, TCPFlag.RST, TCPFlag.PSH, TCPFlag.ACK, TCPFlag.URG, TCPFlag.ECE, TCPFlag.CWR,
     )
 )  # fmt: skip
 
+# Members of an enumeration are looked up and compared more slowly than numbers.
+_EOL, _NOP, _MSS, _WSCALE, _SACK_PERMITTED, _SACK, _TIMESTAMPS = (
+    int(kind)
+    for kind in (
+        TCPOption.EOL, TCPOption.NOP, TCPOption.MSS, TCPOption.WSCALE, TCPOption.SACK_PERMITTED, TCPOption.SACK,
+        TCPOption.TIMESTAMPS,
+    )
+)  # fmt: skip
+_LENGTHS = {int(kind): kind.length for kind in TCPOption if kind.length > 1}
+"""Options that have one length only."""
+_BLOCKS = {2 + 8 * count: struct.Struct(f"!{2 * count}I") for count in range(1, 5)}
+"""SACK options by length: one to four blocks."""
+
+_ECN = 3
 _ECT0, _CE = 2, 3
 TS_PREFIX = bytes([TCPOption.NOP, TCPOption.NOP, TCPOption.TIMESTAMPS, TCPOption.TIMESTAMPS.length])
 TS_OPTION = struct.Struct("!4sII")
+_TS_PREFIX = int.from_bytes(TS_PREFIX, "big")
 
-# Sequence number to window in one go; the ports before and checksum and urgent after are in the
-# template (the NIC computes the checksum).
-_TCP_MIDDLE = struct.Struct("!IIHH")
+# From sequence number to window, and the urgent pointer after the checksum.
+_TCP_MIDDLE = struct.Struct("!IIHH2xH")
 _MIDDLE_AT = TCP.byte_offset("seq")
+assert _MIDDLE_AT + _TCP_MIDDLE.size == TCP.size
+_PAIR = struct.Struct("!II")
 _U16 = struct.Struct("!H")
-assert _MIDDLE_AT + _TCP_MIDDLE.size == TCP.byte_offset("checksum")
+
+# All of a frame's headers in one go, for what comes most: no VLAN tag, no IP options or extension headers, and a
+# timestamp as the only TCP option. Source MAC; type of service (IPv4) or first half-word (IPv6); IP's length;
+# addresses and ports; TCP from sequence to urgent pointer; three words of options.
+_FRAME_IPV4 = struct.Struct("!6x6s2x" "xBH8x12s" "IIHH2xHIII")
+_FRAME_IPV6 = struct.Struct("!6x6s2x" "H2xH2x36s" "IIHH2xHIII")
+_L4_IPV4, _L4_IPV6 = ETHERNET.size + IPV4.size, ETHERNET.size + IPV6.size
+_OFFSET_IPV4, _OFFSET_IPV6 = (l4 + TCP.byte_offset("data_offset") for l4 in (_L4_IPV4, _L4_IPV6))
+_DATA_IPV4, _DATA_IPV6 = _L4_IPV4 + TCP.size + TS_OPTION.size, _L4_IPV6 + TCP.size + TS_OPTION.size
+_OFFSET_TS = (TCP.size + TS_OPTION.size) // 4 << 4
+assert (_FRAME_IPV4.size, _FRAME_IPV6.size) == (_DATA_IPV4, _DATA_IPV6)
+
+_NO_DATA = memoryview(b"")
+_TCP_SIZE = TCP.size
 
 
 class Segment:
-    """A TCP segment, parsed. `payload` is a view that dies with the packet's buffer."""
+    """A TCP segment, parsed. The NIC has checked the IP header and that the TCP header is inside the packet.
 
-    __slots__ = ("ack", "ce", "flags", "payload", "seq", "ts", "tsecr", "tsval", "window")
+    seq, ack, flags, window, urgent: fields of the header. ts: it has timestamps, `tsval` and `tsecr` (else 0). sack:
+    (left, right) edges of SACK blocks. ce: congestion was experienced (RFC 3168). payload: a view that dies with
+    the packet's buffer. key: source and destination address, source and destination port, as they lie there; mac: the
+    sender's. A list of options is believed as far as it is well formed; the rest is ignored. A header that
+    is shorter than a header or longer than the packet leaves no flags and no payload.
+    """
+
+    __slots__ = (
+        "_options", "ack", "ce", "flags", "key", "mac", "payload", "sack", "seq", "ts", "tsecr", "tsval", "urgent",
+        "window",
+    )  # fmt: skip
 
     def __init__(self, view: memoryview, l3: int, l4: int, ipv6: bool) -> None:
-        self.seq, self.ack, bits, self.window = _TCP_MIDDLE.unpack_from(view, l4 + _MIDDLE_AT)
-        self.flags = bits & 0xFF
+        self.parse(view, l3, l4, ipv6)
+
+    def parse(self, view: memoryview, l3: int, l4: int, ipv6: bool) -> None:
+        """Become the segment of another frame. view: the frame. l3, l4: where its IP and TCP headers begin."""
+        self.sack: tuple[tuple[int, int], ...] = ()
+        if ipv6:
+            if l4 == _L4_IPV6 and view[_OFFSET_IPV6] == _OFFSET_TS:
+                (
+                    self.mac, word, length, self.key, self.seq, self.ack, bits, self.window, self.urgent,
+                    prefix, self.tsval, self.tsecr,
+                ) = _FRAME_IPV6.unpack_from(view)  # fmt: skip
+                if prefix == _TS_PREFIX and not bits & SYN:
+                    self.flags = bits & 0xFF
+                    self.ce = word >> 4 & _ECN == _CE
+                    self.ts = True
+                    end = length + _L4_IPV6
+                    self.payload = view[_DATA_IPV6:end] if end > _DATA_IPV6 else _NO_DATA
+                    return
+        elif l4 == _L4_IPV4 and view[_OFFSET_IPV4] == _OFFSET_TS:
+            (
+                self.mac, tos, length, self.key, self.seq, self.ack, bits, self.window, self.urgent,
+                prefix, self.tsval, self.tsecr,
+            ) = _FRAME_IPV4.unpack_from(view)  # fmt: skip
+            if prefix == _TS_PREFIX and not bits & SYN:
+                self.flags = bits & 0xFF
+                self.ce = tos & _ECN == _CE
+                self.ts = True
+                end = length + ETHERNET.size
+                self.payload = view[_DATA_IPV4:end] if end > _DATA_IPV4 else _NO_DATA
+                return
+        self._parse(view, l3, l4, ipv6)
+
+    def _parse(self, view: memoryview, l3: int, l4: int, ipv6: bool) -> None:
+        """Any frame."""
+        self.seq, self.ack, bits, self.window, self.urgent = _TCP_MIDDLE.unpack_from(view, l4 + _MIDDLE_AT)
+        self.flags = flags = bits & 0xFF
         data = l4 + (bits >> 12) * 4
+        self.mac = bytes(view[6:12])
         if ipv6:
             end = l3 + IPV6.size + (view[l3 + 4] << 8 | view[l3 + 5])
-            self.ce = view[l3 + 1] >> 4 & 3 == _CE
+            self.ce = view[l3 + 1] >> 4 & _ECN == _CE
+            self.key = bytes(view[l3 + 8 : l3 + IPV6.size]) + bytes(view[l4 : l4 + 4])
         else:
             end = l3 + (view[l3 + 2] << 8 | view[l3 + 3])
-            self.ce = view[l3 + 1] & 3 == _CE
-        self.payload = view[data:end]
+            self.ce = view[l3 + 1] & _ECN == _CE
+            self.key = bytes(view[l3 + 12 : l3 + IPV4.size]) + bytes(view[l4 : l4 + 4])
+        self.payload = view[data:end] if end > data else _NO_DATA
+        if data < l4 + _TCP_SIZE or data > end:
+            self.flags, self.payload = 0, _NO_DATA
+            data = l4 + _TCP_SIZE
         self.ts = False
         self.tsval = self.tsecr = 0
         at = l4 + TCP.size
-        if data - at >= 12 and view[at : at + 4] == TS_PREFIX:
-            self.ts = True
-            _, self.tsval, self.tsecr = TS_OPTION.unpack_from(view, at)
-        elif data > at:
-            self._options(view, at, data)
+        if flags & SYN:
+            self._options = bytes(view[at:data])
+        if data > at:
+            self._walk(view, at, min(data, len(view)))
 
-    def _options(self, view: memoryview, at: int, end: int) -> None:
+    def _walk(self, view: memoryview, at: int, end: int) -> None:
+        """Timestamps and SACK blocks, wherever they stand; of duplicates the last."""
         while at < end:
             kind = view[at]
-            if kind == TCPOption.EOL:
-                return
-            if kind == TCPOption.NOP:
+            if kind == _NOP:
                 at += 1
                 continue
-            length = view[at + 1] if at + 1 < end else 0
-            if length < 2 or at + length > end:
+            if kind == _EOL:
                 return
-            if kind == TCPOption.TIMESTAMPS and length == 10:
+            length = view[at + 1] if at + 1 < end else 0
+            if length < 2 or at + length > end or _LENGTHS.get(kind, length) != length:
+                return
+            if kind == _TIMESTAMPS:
                 self.ts = True
-                self.tsval, self.tsecr = struct.unpack_from("!II", view, at + 2)
+                self.tsval, self.tsecr = _PAIR.unpack_from(view, at + 2)
+            elif kind == _SACK:
+                blocks = _BLOCKS.get(length)
+                if blocks is None:
+                    return
+                if not self.flags & SYN:
+                    edges = blocks.unpack_from(view, at + 2)
+                    self.sack = tuple(zip(edges[::2], edges[1::2], strict=True))
             at += length
+
+    def syn_options(self) -> SynOptions | None:
+        """What a segment with SYN offers; None when its options are malformed. Raises `ValueError` without SYN."""
+        if not self.flags & SYN:
+            raise ValueError("only a segment with SYN has options of a SYN")
+        return SynOptions.parse(self._options, 0, len(self._options))
+
+
+class SynOptions:
+    """What one side offers in its SYN or SYN-ACK (RFC 9293 section 3.2, RFC 7323, RFC 2018).
+
+    mss: largest segment it takes, in bytes without options (RFC 6691); None: not said. wscale: its window's
+    shift, 0 to 14; None: it does not scale. sack: it understands SACK. tsval: its timestamp; None: it has none.
+    tsecr: the timestamp that it echoes.
+    """
+
+    __slots__ = ("mss", "sack", "tsecr", "tsval", "wscale")
+
+    def __init__(
+        self,
+        mss: int | None = None,
+        wscale: int | None = None,
+        sack: bool = False,
+        tsval: int | None = None,
+        tsecr: int = 0,
+    ) -> None:
+        self.mss, self.wscale, self.sack, self.tsval, self.tsecr = mss, wscale, sack, tsval, tsecr
+
+    @staticmethod
+    def parse(view: memoryview | bytes, at: int, end: int) -> SynOptions | None:
+        """Read the options at `view[at:end]`, in any order and padding; None: malformed, the SYN is to be dropped.
+
+        The rules are the gateware's: end-of-list ends the list; unknown kinds are skipped; malformed is a length of 0
+        or 1, an option beyond the end, or a known kind of a wrong length. Of duplicates the last counts. A shift
+        above 14 counts as 14 (RFC 7323 section 2.3). An MSS of 0 says nothing.
+        """
+        options = SynOptions()
+        while at < end:
+            kind = view[at]
+            if kind == _NOP:
+                at += 1
+                continue
+            if kind == _EOL:
+                break
+            length = view[at + 1] if at + 1 < end else 0
+            if length < 2 or at + length > end or _LENGTHS.get(kind, length) != length:
+                return None
+            if kind == _MSS:
+                options.mss = (view[at + 2] << 8 | view[at + 3]) or None
+            elif kind == _WSCALE:
+                options.wscale = min(view[at + 2], WSCALE_MAX)
+            elif kind == _SACK_PERMITTED:
+                options.sack = True
+            elif kind == _TIMESTAMPS:
+                options.tsval, options.tsecr = _PAIR.unpack_from(view, at + 2)
+            elif kind == _SACK and length not in _BLOCKS:
+                return None
+            at += length
+        return options
+
+    def build(self) -> bytes:
+        """The options as bytes, a multiple of 4: at most 20. Words are aligned as RFC 7323 appendix A has it, and
+        SACK-permitted takes the place of padding. Raises `ValueError` for an MSS or a shift that cannot be."""
+        mss, wscale, tsval = self.mss, self.wscale, self.tsval
+        parts = b""
+        if mss is not None:
+            if not 1 <= mss <= 0xFFFF:
+                raise ValueError(f"the MSS must be from 1 to 65535, not {mss}")
+            parts = bytes((_MSS, 4, mss >> 8, mss & 0xFF))
+        if tsval is not None:
+            # Two bytes fill the word before the timestamps: either SACK-permitted or padding.
+            parts += bytes((_SACK_PERMITTED, 2)) + TS_PREFIX[2:] if self.sack else TS_PREFIX
+            parts += _PAIR.pack(tsval & MASK, self.tsecr & MASK)
+        elif self.sack:
+            parts += bytes((_NOP, _NOP, _SACK_PERMITTED, 2))
+        if wscale is not None:
+            if not 0 <= wscale <= WSCALE_MAX:
+                raise ValueError(f"the window's shift must be from 0 to {WSCALE_MAX}, not {wscale}")
+            parts += bytes((_NOP, _WSCALE, 3, wscale))
+        return parts
+
+
+_LENGTH_AT_IPV4, _LENGTH_AT_IPV6 = IPV4.byte_offset("total_length"), IPV6.byte_offset("payload_length")
+_SIZES = {False: IPV4.size, True: IPV6.size}
+_ADDRESSES_AT = {False: IPV4.byte_offset("src"), True: IPV6.byte_offset("src")}
+_TX_FLAGS = {
+    False: int(TxFlag.L4_CHECKSUM | TxFlag.IPV4_CHECKSUM),
+    True: int(TxFlag.L4_CHECKSUM | TxFlag.IPV6),
+}
+_WORDS_AT = 12
+"""Where the header's length in words stands in the half-word of offset and flags."""
+_TTL = 64
+
+
+def _frames(l3: int, ipv6: bool) -> list[struct.Struct]:
+    """Formats of all headers of a frame, by words of options: what is before IP's length, the length, what is between it
+    and the ports' end, then TCP (checksum and urgent pointer are 0: the NIC computes the checksum)."""
+    before = l3 + (_LENGTH_AT_IPV6 if ipv6 else _LENGTH_AT_IPV4)
+    between = l3 + _SIZES[ipv6] + _MIDDLE_AT - before - _U16.size
+    return [struct.Struct(f"!{before}sH{between}sIIHH4x{size}s") for size in range(0, TCP_OPTION_BYTES_MAX + 1, 4)]
+
+
+@functools.cache
+def _packers(l3: int, ipv6: bool) -> list[Callable[..., None]]:
+    return [frame.pack_into for frame in _frames(l3, ipv6)]
+
+
+@functools.cache
+def _ip_start(ipv6: bool, tos: int) -> bytes:
+    """IP header up to its length."""
+    if ipv6:
+        return IPV6.pack(version=6, traffic_class=tos)[:_LENGTH_AT_IPV6]
+    return IPV4.pack(version=4, ihl=IPV4.size // 4, tos=tos)[:_LENGTH_AT_IPV4]
+
+
+@functools.cache
+def _ip_middle(ipv6: bool, ttl: int) -> bytes:
+    """IP header from behind its length to the addresses."""
+    if ipv6:
+        header = IPV6.pack(next_header=IPProtocol.TCP, hop_limit=ttl)
+    else:
+        header = IPV4.pack(dont_fragment=1, ttl=ttl, protocol=IPProtocol.TCP)
+    return header[(_LENGTH_AT_IPV6 if ipv6 else _LENGTH_AT_IPV4) + _U16.size : _ADDRESSES_AT[ipv6]]
 
 
 class Peer:
-    """Where replies go: everything in front of the sequence number, turned round."""
+    """Where segments to the other side go: everything in front of the sequence number.
 
-    __slots__ = ("head", "ipv6", "l3", "l4", "port", "tx_flags")
+    Made from a frame of the peer, turned round, or by `Peer.route`. l3, l4: where the IP and TCP headers of what is built
+    begin. port: of the NIC. mac: the address that frames go to. tx_flags: what the NIC does with them.
+    """
+
+    __slots__ = ("_back", "_base", "_front", "_front_ect", "_packers", "_tos", "_ttl", "ipv6", "l3", "l4", "mac", "port",
+                 "tx_flags")  # fmt: skip
 
     def __init__(self, view: memoryview, l3: int, l4: int, ipv6: bool, port: int) -> None:
-        self.l3, self.l4, self.ipv6, self.port = l3, l4, ipv6, port
-        # Destination, source, EtherType; a VLAN tag in between stays as it is.
-        link = bytes(view[6:12]) + bytes(view[0:6]) + bytes(view[12:l3])
+        # Slices of bytes are made faster than slices of a view. A VLAN tag stays as it is.
+        frame = bytes(view[: l4 + _MIDDLE_AT])
+        link = frame[6:12] + frame[0:6] + frame[12:l3]
         if ipv6:
-            ip = IPV6.pack(
-                version=6, next_header=IPProtocol.TCP, hop_limit=64,
-                src=int.from_bytes(view[l3 + 24 : l3 + 40], "big"), dst=int.from_bytes(view[l3 + 8 : l3 + 24], "big"),
-            )  # fmt: skip
+            ends = frame[l3 + 24 : l3 + 40] + frame[l3 + 8 : l3 + 24] + frame[l4 + 2 :] + frame[l4 : l4 + 2]
         else:
-            ip = IPV4.pack(
-                version=4, ihl=5, dont_fragment=1, ttl=64, protocol=IPProtocol.TCP,
-                src=int.from_bytes(view[l3 + 16 : l3 + 20], "big"), dst=int.from_bytes(view[l3 + 12 : l3 + 16], "big"),
-            )  # fmt: skip
-        ports = bytes(view[l4 + 2 : l4 + 4]) + bytes(view[l4 : l4 + 2])
-        self.head = link + ip + ports + bytes(TCP.size - len(ports))
-        self.tx_flags = int(
-            TxFlag.L4_CHECKSUM | TxFlag.IPV6 if ipv6 else TxFlag.L4_CHECKSUM | TxFlag.IPV4_CHECKSUM
-        )
+            ends = frame[l3 + 16 : l3 + 20] + frame[l3 + 12 : l3 + 16] + frame[l4 + 2 :] + frame[l4 : l4 + 2]
+        self._set(link, ends, ipv6, port, 0, _TTL)
+
+    @classmethod
+    def route(
+        cls, link: bytes, src: bytes, dst: bytes, sport: int, dport: int, port: int, *, tos: int = 0, ttl: int = _TTL
+    ) -> Peer:
+        """A peer that has sent nothing yet.
+
+        link: destination and source MAC address, VLAN tag or none, EtherType. src, dst: our and its address, packed;
+        sport, dport: our and its TCP port. port: of the NIC. tos: DSCP in the upper six bits. ttl: hop limit.
+        Raises `ValueError` when one is out of range or does not fit the others.
+        """
+        ipv6 = len(src) == 16
+        if len(src) != len(dst) or len(src) not in (4, 16):
+            raise ValueError(f"addresses must both have 4 or both 16 bytes, not {len(src)} and {len(dst)}")
+        if len(link) not in (ETHERNET.size, ETHERNET.size + VLAN.size):
+            raise ValueError(f"a link header has {ETHERNET.size} or {ETHERNET.size + VLAN.size} bytes, not {len(link)}")
+        if link[-2:] != _U16.pack(EtherType.IPV6 if ipv6 else EtherType.IPV4):
+            raise ValueError(f"EtherType {link[-2:].hex()} is not that of IPv{6 if ipv6 else 4}")
+        for name, value in (("source", sport), ("destination", dport)):
+            if not 1 <= value <= 0xFFFF:
+                raise ValueError(f"the {name} port must be from 1 to 65535, not {value}")
+        peer = cls.__new__(cls)
+        peer._set(link, src + dst + _U16.pack(sport) + _U16.pack(dport), ipv6, port, tos, ttl)
+        return peer
+
+    def _set(self, link: bytes, ends: bytes, ipv6: bool, port: int, tos: int, ttl: int) -> None:
+        """ends: addresses and ports, ours first."""
+        self.ipv6, self.port, self.mac = ipv6, port, link[:6]
+        self.l3 = l3 = len(link)
+        self.l4 = l3 + _SIZES[ipv6]
+        self.tx_flags = _TX_FLAGS[ipv6]
+        self._base = self.l4 if ipv6 else l3
+        self._packers = _packers(l3, ipv6)
+        self._mark(link, ends, tos, ttl)
+
+    def _mark(self, link: bytes, ends: bytes, tos: int, ttl: int) -> None:
+        ipv6 = self.ipv6
+        if not 0 <= tos <= 0xFF:
+            raise ValueError(f"the type of service must be from 0 to 255, not {tos}")
+        if not 1 <= ttl <= 0xFF:
+            raise ValueError(f"the hop limit must be from 1 to 255, not {ttl}")
+        tos &= ~_ECN
+        self._tos, self._ttl = tos, ttl
+        self._front = link + _ip_start(ipv6, tos)
+        self._front_ect = link + _ip_start(ipv6, tos | _ECT0)
+        self._back = _ip_middle(ipv6, ttl) + ends
+
+    @property
+    def tos(self) -> int:
+        """DSCP, in the upper six bits; the lower two are ECN's, see `build`. Setting it raises `ValueError` when it is
+        not a byte."""
+        return self._tos
+
+    @tos.setter
+    def tos(self, tos: int) -> None:
+        self._mark(self._front[: self.l3], self._ends, tos, self._ttl)
+
+    @property
+    def ttl(self) -> int:
+        """Hop limit. Setting it raises `ValueError` when it is not from 1 to 255."""
+        return self._ttl
+
+    @ttl.setter
+    def ttl(self, ttl: int) -> None:
+        self._mark(self._front[: self.l3], self._ends, self._tos, ttl)
+
+    @property
+    def link(self) -> bytes:
+        """Link header of what is built. Another one must be as long."""
+        return self._front[: self.l3]
+
+    @link.setter
+    def link(self, link: bytes) -> None:
+        if len(link) != self.l3:
+            raise ValueError(f"the link header must keep its {self.l3} bytes, not have {len(link)}")
+        self.mac = link[:6]
+        self._mark(link, self._ends, self._tos, self._ttl)
+
+    @property
+    def _ends(self) -> bytes:
+        return self._back[-(2 * (16 if self.ipv6 else 4) + _MIDDLE_AT) :]
 
     def build(
         self,
@@ -110,22 +409,14 @@ class Peer:
         ect: bool,
         payload: int,
     ) -> int:
-        """Write headers to `slot`; where the payload of that many bytes goes."""
-        l3, l4 = self.l3, self.l4
-        data = l4 + TCP.size + len(options)
-        slot[: l4 + TCP.size] = self.head
-        if self.ipv6:
-            _U16.pack_into(slot, l3 + 4, data + payload - l4)
-            if ect:
-                slot[l3 + 1] = _ECT0 << 4
-        else:
-            _U16.pack_into(slot, l3 + 2, data + payload - l3)
-            if ect:
-                slot[l3 + 1] = _ECT0
-        header = (TCP.size + len(options)) // 4
-        _TCP_MIDDLE.pack_into(slot, l4 + _MIDDLE_AT, seq & MASK, ack & MASK, header << 12 | flags, window)
-        if options:
-            slot[l4 + TCP.size : data] = options
+        """Write headers to `slot`; where the payload of that many bytes goes. options: a multiple of 4 bytes. ect: tell the
+        network that the transport understands ECN (RFC 3168)."""
+        size = len(options)
+        data = self.l4 + _TCP_SIZE + size
+        self._packers[size >> 2](
+            slot, 0, self._front_ect if ect else self._front, data + payload - self._base, self._back,
+            seq & MASK, ack & MASK, (_TCP_SIZE + size) << _WORDS_AT - 2 | flags, window, options,
+        )  # fmt: skip
         return data
 
 
