@@ -245,11 +245,9 @@ class Arrival(Timers):
         una = self.snd_una
         board = self.scoreboard
         progress = ack > una
-        limited = False
         blocks = self._blocks(segment.sack, una) if segment.sack and self.sack else ()
         if progress or blocks:
             flight = board.in_flight
-            limited = flight + self.mss > self.congestion.cwnd
             board.acked(ack, blocks, now, self.rtt.min_rtt, NEVER if board.calm else self._echoed(segment, now))
             if board.rtt > 0.0:
                 self.rtt.sample(board.rtt, now, max(1, flight // (2 * self.mss)))
@@ -271,7 +269,7 @@ class Arrival(Timers):
                     board.delivered, board.in_flight, self.congestion.ssthresh, self.mss, progress and not board.lost_bytes
                 )
             elif board.newly_acked:
-                self.congestion.acked(board.newly_acked, board.in_flight, now, board.rtt, self.rtt.srtt, limited)
+                self.congestion.acked(board.newly_acked, board.in_flight, now, board.rtt, self.rtt.srtt, self.cwnd_limited)
 
         if self._wl1 < seq or (self._wl1 == seq and self._wl2 <= ack):
             if window != self.snd_wnd:

@@ -106,7 +106,7 @@ class ControlBlock:
     __slots__ = (
         "_challenged_at", "_cwr_until", "_echo_ce", "_fin_at", "_last_ack_sent", "_moved_at", "_passive",
         "_peer_before", "_record", "_send_cwr", "_small_end", "_unacked", "_waiting", "_wl1", "_wl2",
-        "ack_at", "ack_now", "built", "closed", "congestion", "detached", "ecn", "endpoint", "error",
+        "ack_at", "ack_now", "built", "closed", "congestion", "cwnd_limited", "detached", "ecn", "endpoint", "error",
         "events", "fin_acked", "fin_queued", "fin_received", "fin_sent", "handing", "heap_at", "irs", "iss",
         "keep_at", "keep_probes", "key", "last_heard", "last_sent", "linger_at", "listener", "max_wnd",
         "mss", "offload", "opening", "options", "peer", "peer_mss", "progress_at", "prr", "rcv_adv",
@@ -234,6 +234,8 @@ class ControlBlock:
         self.scoreboard = Scoreboard(self.mss, self.sack, self.snd_una)
         self.congestion: CongestionControl = make(options.congestion or settings.congestion, self.mss, self.initial_window)
         self.prr = Prr()
+        self.cwnd_limited = False
+        """The congestion window was used up (or half, in slow start) when something was last sent: only then it grows."""
         self.recovering = False
         """Fast recovery: `prr` says what may be sent. (After a time-out, slow start does.)"""
         self.rtt = RttEstimator(settings.initial_rto, settings.min_rto, settings.max_rto, self.endpoint.ts_step)

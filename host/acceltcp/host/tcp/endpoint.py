@@ -168,7 +168,7 @@ class TcpEndpoint:
             self._clock_at = self.now
         ipv6 = bool(items[_IPV6_I] >> _IPV6_S & _IPV6_M)
         segment = Segment(view, l3, l4, ipv6)
-        if not segment.flags:
+        if segment.flags > 0xFF:
             stats["malformed"] += 1
             return
         key = segment.key

@@ -251,6 +251,9 @@ class Output(ControlBlock):
             sent = True
             if fin:
                 break
+        if sent:
+            cwnd, flight = self.congestion.cwnd, board.in_flight
+            self.cwnd_limited = flight + 2 * mss > cwnd or (cwnd < self.congestion.ssthresh and 2 * flight >= cwnd)
         return sent
 
     def _small_may_go(self, nxt: int, nodelay: bool, cork: bool) -> bool:

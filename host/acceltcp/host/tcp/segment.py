@@ -25,6 +25,8 @@ from acceltcp.abi.wire import (
 __all__ = ["Closed", "Peer", "Segment", "SynOptions", "supersedes"]
 
 MASK = 0xFFFFFFFF
+MALFORMED = 0x100
+"""Flags of a segment whose header cannot be: none of the eight that there are."""
 HALF = 0x80000000
 
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (
@@ -82,7 +84,8 @@ class Segment:
     (left, right) edges of SACK blocks. ce: congestion was experienced (RFC 3168). payload: a view that dies with
     the packet's buffer. key: source and destination address, source and destination port, as they lie there; mac: the
     sender's. A list of options is believed as far as it is well formed; the rest is ignored. A header that
-    is shorter than a header or longer than the packet leaves no flags and no payload.
+    is shorter than a header or longer than the packet leaves no
+    payload and MALFORMED as flags.
     """
 
     __slots__ = (
@@ -139,7 +142,7 @@ class Segment:
             self.key = bytes(view[l3 + 12 : l3 + IPV4.size]) + bytes(view[l4 : l4 + 4])
         self.payload = view[data:end] if end > data else _NO_DATA
         if data < l4 + _TCP_SIZE or data > end:
-            self.flags, self.payload = 0, _NO_DATA
+            self.flags, self.payload = MALFORMED, _NO_DATA
             data = l4 + _TCP_SIZE
         self.ts = False
         self.tsval = self.tsecr = 0

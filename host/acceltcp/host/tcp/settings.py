@@ -65,7 +65,7 @@ class TcpSettings:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("mtu", 576, 65535), ("receive_buffer", 2048, 1 << 30), ("memory_limit", 1 << 16, 1 << 40),
-            ("retries", 1, 100), ("syn_retries", 0, 100), ("synack_retries", 0, 100), ("syn_backlog", 1, 1 << 20),
+            ("retries", 0, 100), ("syn_retries", 0, 100), ("synack_retries", 0, 100), ("syn_backlog", 1, 1 << 20),
             ("initial_segments", 1, 1000), ("window_scale", 0, WSCALE_MAX), ("reassembly_pieces", 1, 1 << 20),
             ("initial_rto", 0.01, 3600), ("min_rto", 0.001, 3600), ("max_rto", 0.01, 3600),
         ):  # fmt: skip
