@@ -59,13 +59,10 @@ M32 = 0xFFFFFFFF
 
 
 def sum16(data: bytes) -> int:
-    """The textbook one's-complement sum."""
+    """The one's-complement sum of 16-bit words: 2^16 is 1 modulo 0xFFFF, so the whole is one number's remainder."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return total
+    return int.from_bytes(data, "big") % 0xFFFF or (0xFFFF if any(data) else 0)
 
 
 def l4_sum(frame: bytes, l3: int, l4: int, end: int, ipv6: bool, protocol: int) -> int:
@@ -109,6 +106,8 @@ class Options:
             if at + 1 >= len(data) or data[at + 1] < 2 or at + data[at + 1] > len(data):
                 return None
             body = data[at + 2 : at + data[at + 1]]
+            if len(body) not in {2: (2,), 3: (1,), 4: (0,), 5: (8, 16, 24, 32), 8: (8,)}.get(kind, (len(body),)):
+                return None
             if kind == 2:
                 found.mss = int.from_bytes(body, "big")
             elif kind == 3:
@@ -790,11 +789,14 @@ class FakeTransport(Transport):
             if ip["next_header"] == IPProtocol.TCP:
                 l4 = l3 + 40
         if l4:
+            tcp = TCP.unpack(frame, l4) if end - l4 >= TCP.size else {"data_offset": 0}
+            payload = l4 + tcp["data_offset"] * 4
+            if tcp["data_offset"] < 5 or payload > end:
+                self.counters["rx_drop_length"] += 1
+                return
             if l4_sum(frame, l3, l4, end, "ipv6" in out, 6) != 0xFFFF:
                 self.counters["rx_drop_l4_checksum"] += 1
                 return
-            tcp = TCP.unpack(frame, l4)
-            payload = l4 + tcp["data_offset"] * 4
             out.update(tcp=1, l4_offset=l4, payload_offset=payload, l4_checksum=ChecksumState.GOOD)
             options = Options.parse(frame[l4 + 20 : payload])
             out["options_bad"] = options is None

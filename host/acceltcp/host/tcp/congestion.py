@@ -1,4 +1,4 @@
-"""Congestion control: Reno (RFC 5681, RFC 3465) and CUBIC (RFC 9438) behind one interface; PRR (RFC 6937).
+"""Congestion control: Reno (RFC 5681, RFC 3465) and CUBIC (RFC 9438) behind one interface; PRR (RFC 9937).
 
 Windows are bytes, times seconds. How a connection uses it:
 
@@ -135,8 +135,12 @@ class CongestionControl(ABC):
         self._part = 0.0
 
     def congested(self, in_flight: int, now: float) -> None:
-        """ECN-Echo (RFC 3168 section 6.1.2): as for a loss; there is nothing that could be undone."""
-        self.lost(in_flight, now)
+        """ECN-Echo (RFC 3168 section 6.1.2): as for a loss, but cwnd may become one segment (RFC 9438 section 4.6), and there is nothing
+        that could be undone."""
+        left = self._reduced(in_flight)
+        self.ssthresh = max(left, 2 * self.mss)
+        self.cwnd = max(left, self.mss)
+        self._part = 0.0
         self._before = None
 
     def timed_out(self, in_flight: int, now: float, first: bool = True) -> None:
@@ -150,7 +154,7 @@ class CongestionControl(ABC):
 
     def recovered(self, now: float) -> None:
         """Everything that was in flight at `lost` or `timed_out` is acknowledged. After `lost` (not after a time-out, where slow start
-        has brought the window where it is) cwnd is ssthresh: RFC 6937 and RFC 6582 section 3.2 step 3."""
+        has brought the window where it is) cwnd is ssthresh: RFC 9937 and RFC 6582 section 3.2 step 3."""
         if not self._timed_out:
             self.cwnd = self.ssthresh
         self._timed_out = False
@@ -171,13 +175,17 @@ class CongestionControl(ABC):
 
     def _restore(self, before: tuple[float, ...]) -> None:
         self.cwnd = max(self.cwnd, int(before[0]))
-        self.ssthresh = int(before[1])
+        self.ssthresh = max(int(before[1]), 2 * self.mss)
 
     def resized(self, mss: int) -> None:
         """The path takes another segment size. Smaller: the window keeps its number of segments (RFC 1191 section 6.4 wants slow
         start from the same number); larger: it keeps its bytes."""
         if mss < self.mss:
-            self.cwnd = max(self.cwnd * mss // self.mss, mss)
+            self.cwnd = self.cwnd * mss // self.mss
+            if self.ssthresh < INFINITE:
+                self.ssthresh = self.ssthresh * mss // self.mss
+        self.cwnd = max(self.cwnd, mss)
+        self.ssthresh = max(self.ssthresh, 2 * mss)
         self.mss = mss
 
 
@@ -191,7 +199,7 @@ class Reno(CongestionControl):
         """A segment more per window acknowledged (RFC 3465 section 2.1)."""
         if not limited:
             return
-        self._part += count
+        self._part += min(count, self.cwnd)
         if self._part >= self.cwnd:
             self._part -= self.cwnd
             self.cwnd = min(self.cwnd + self.mss, INFINITE)
@@ -249,6 +257,8 @@ class Cubic(CongestionControl):
         self._paused = -1.0
         mss = self.mss
         cwnd = self.cwnd + self._part
+        if count > cwnd:
+            count = int(cwnd)  # an acknowledgment of more than a window tells of one round trip all the same
         t = now - self._epoch
         scale = self.C * mss
         d = t - self._k
@@ -323,7 +333,7 @@ def make(name: str, mss: int, initial_window: int) -> CongestionControl:
 
 
 class Prr:
-    """Proportional rate reduction (RFC 6937 with the safe acknowledgment of its revision) for one recovery at a time.
+    """Proportional rate reduction (RFC 9937, successor of RFC 6937) for one recovery at a time. RFC 9937 calls `allowed` SndCnt.
 
     allowed: bytes that may be sent now. In recovery a sender sends lost segments first, then new data, while it has
     `allowed` >= the segment's size or (so that a rounded-down rest does not stall it) `allowed` > 0; after each `sent`.
