@@ -453,9 +453,8 @@ def closes_in_software(world: World, client: Client, watcher: Watcher, data: byt
 
 
 @pytest.mark.parametrize("status", REFUSALS, ids=lambda status: status.name)
-@pytest.mark.parametrize("loss", [0, 0.1])
-@pytest.mark.parametrize("size", [0, 9000, 60_000])
-def test_refused_connection_finishes_in_software(status, loss, size):
+@pytest.mark.parametrize(("size", "loss"), [(0, 0), (0, 0.1), (9000, 0), (9000, 0.1), (60_000, 0)])
+def test_refused_connection_finishes_in_software(status, size, loss):
     world = FlowWorld(seed=size + status)
     client, watcher = world.opened()
     world.refuse, world.loss = status, loss

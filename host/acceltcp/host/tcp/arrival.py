@@ -424,6 +424,8 @@ class Arrival(Timers):
                 self.endpoint.stats["bytes_copied"] += 2 * len(view)
                 view = memoryview(bytes(bytearray(view)))
             sink(view)
+            if self.built:
+                self.taken(len(view))
             return
         buffer = self.receive_buffer
         if buffer is NOTHING_RECEIVED:
@@ -436,6 +438,14 @@ class Arrival(Timers):
         self.endpoint.take_memory(len(view))
         if self.events is not None:
             self.events.readable()
+
+    def taken(self, size: int) -> None:
+        """The user takes what comes: offer him more at once, so that the window is not what holds the peer back."""
+        if self.rcv_limit < self.rcv_max and not self.endpoint.pressed:
+            self._taken += size
+            if self._taken >= self.rcv_limit // 2:
+                self._taken = 0
+                self.rcv_limit = min(2 * self.rcv_limit, self.rcv_max)
 
     # -- where replies go ----------------------------------------------------------------
 

@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from .flows import Flow
     from .handover import Record
 
-__all__ = ["CLOCK_STALE_S", "NEVER", "NOTHING_RECEIVED", "ConnectionEvents", "ControlBlock", "Opening", "State", "Timer", "headers_size"]
+__all__ = ["CLOCK_STALE_S", "NEVER", "NOTHING_RECEIVED", "RECEIVE_FIRST", "ConnectionEvents", "ControlBlock", "Opening", "State", "Timer", "headers_size"]
 
 NEVER = float("inf")
 CLOCK_STALE_S = 0.01
 """The NIC's timestamp clock is read again when the last packet brought it so long ago."""
+
+RECEIVE_FIRST = 1 << 16
+"""So much a connection keeps for a user of whom it is not known yet whether he reads."""
 
 
 class State(enum.Enum):
@@ -105,12 +108,12 @@ class ControlBlock:
 
     __slots__ = (
         "_challenged_at", "_cwr_until", "_echo_ce", "_fin_at", "_last_ack_sent", "_moved_at", "_passive",
-        "_peer_before", "_record", "_send_cwr", "_small_end", "_unacked", "_waiting", "_wl1", "_wl2",
+        "_peer_before", "_record", "_send_cwr", "_small_end", "_taken", "_unacked", "_waiting", "_wl1", "_wl2",
         "ack_at", "ack_now", "built", "closed", "congestion", "cwnd_limited", "detached", "ecn", "endpoint", "error",
         "events", "fin_acked", "fin_queued", "fin_received", "fin_sent", "handing", "heap_at", "irs", "iss",
         "keep_at", "keep_probes", "key", "last_heard", "last_sent", "linger_at", "listener", "max_wnd",
         "mss", "offload", "opening", "options", "peer", "peer_mss", "progress_at", "prr", "rcv_adv",
-        "rcv_limit", "rcv_nxt", "rcv_shift", "reading", "reassembly", "receive_buffer", "recovering",
+        "rcv_limit", "rcv_max", "rcv_nxt", "rcv_shift", "reading", "reassembly", "receive_buffer", "recovering",
         "reset_strays", "retransmit_at", "retries", "rtt", "sack", "scoreboard", "send_buffer", "settings",
         "sink", "snd_max", "snd_nxt", "snd_shift", "snd_una", "snd_wnd", "soft_error", "syn_at", "timer",
         "timestamps", "ts_recent", "ts_recent_at", "wait_at",
@@ -248,7 +251,10 @@ class ControlBlock:
         """End of the last segment that was not full (Nagle, as Minshall has it)."""
 
         # Receive side.
-        self.rcv_limit = max(options.rcvbuf or settings.receive_buffer, self.rcv_adv - self.rcv_nxt)
+        self.rcv_max = options.rcvbuf or settings.receive_buffer
+        self.rcv_limit = options.rcvbuf or max(min(RECEIVE_FIRST, self.rcv_max), self.rcv_adv - self.rcv_nxt)
+        """Bytes that we keep for the user; grows up to `rcv_max` as the user takes them."""
+        self._taken = 0
         self.reassembly = Reassembly(settings.reassembly_pieces)
         self._fin_at: int | None = None
         self._unacked = 0

@@ -18,8 +18,8 @@ __all__ = ["CONGESTION_CONTROLS", "CongestionControl", "Cubic", "Prr", "Reno", "
 
 INFINITE = 1 << 30
 """ssthresh before the first loss, and the largest cwnd: the largest window of RFC 7323."""
-_L = 2
-"""Segments that one acknowledgment counts for in slow start (RFC 3465 section 2.3)."""
+_L = 8
+"""Segments that one acknowledgment counts for in slow start: RFC 3465 section 2.3 as changed by RFC 9406 section 4.2."""
 
 # RFC 9406 section 4.2 and 4.3.
 _HYSTART_MIN_THRESH = 0.004

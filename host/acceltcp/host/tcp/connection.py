@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from .arrival import Arrival
-from .block import NOTHING_RECEIVED, ConnectionEvents, Opening, State, Timer
+from .block import NOTHING_RECEIVED, RECEIVE_FIRST, ConnectionEvents, Opening, State, Timer
 from .congestion import make
 from .scoreboard import Scoreboard
 from .segment import ACK, RST
@@ -87,6 +87,8 @@ class TcpConnection(Arrival):
         if not data:
             return b""
         self.endpoint.give_memory(len(data))
+        if self.built:
+            self.taken(len(data))
         self.room_grew()
         return data
 
@@ -97,7 +99,7 @@ class TcpConnection(Arrival):
         window = self.rcv_adv - self.rcv_nxt
         if window >= _WINDOW_LOW and window >= 2 * self.mss:
             return
-        limit = self.rcv_limit if self.built else self.settings.receive_buffer
+        limit = self.rcv_limit if self.built else RECEIVE_FIRST
         grown = self.rcv_nxt + limit - len(self.receive_buffer) - self.rcv_adv
         # Not just because the window of the SYN-ACK was smaller: a short connection never needs more.
         nearly_used = window < min(limit // 4, _WINDOW_LOW)
@@ -160,7 +162,7 @@ class TcpConnection(Arrival):
             self.congestion = make(options.congestion, self.mss, self.initial_window)
             self.congestion.cwnd, self.congestion.ssthresh = cwnd, ssthresh
         if options.rcvbuf:
-            self.rcv_limit = options.rcvbuf
+            self.rcv_limit = self.rcv_max = options.rcvbuf
         peer = self.peer
         if peer.tos != options.tos & 0xFC:
             peer.tos = options.tos

@@ -400,7 +400,7 @@ class TcpEndpoint:
         if local is not None and local not in self.addresses:
             raise OSError(errno.EADDRNOTAVAIL, "the local address is none of this NIC's")
         route = self.network.route(remote, local)
-        source = route.source
+        source = route.local
         tail = port.to_bytes(2, "big")
         if local_port:
             key = remote + source + tail + local_port.to_bytes(2, "big")
@@ -493,10 +493,17 @@ class TcpEndpoint:
             connection.end(OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH)))
 
     def doubt(self, connection: ControlBlock) -> None:
-        """A peer does not answer: perhaps its next hop has another MAC address now."""
-        if self.network is not None:
-            size = (len(connection.key) - 4) // 2
-            self.network.doubt(connection.key[:size])
+        """A peer does not answer: perhaps its next hop has another MAC address now. Asking for it makes the network
+        check it."""
+        if self.network is None:
+            return
+        size = (len(connection.key) - 4) // 2
+        try:
+            header = self.network.resolve(self.network.route(connection.key[:size], connection.key[size : 2 * size]))
+        except OSError:
+            return  # the peer found us by a way that we have no route for
+        if header is not None and header != connection.peer.link and len(header) == connection.peer.l3:
+            connection.peer.link = header
 
     def syn_options(self, connection: ControlBlock) -> bytes:
         """Of a connection's SYN."""

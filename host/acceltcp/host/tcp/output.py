@@ -10,7 +10,7 @@ import struct
 
 from acceltcp.abi.wire import TCPOption
 
-from .block import ControlBlock, Opening, Timer
+from .block import RECEIVE_FIRST, ControlBlock, Opening, Timer
 from .scoreboard import Sent
 from .segment import ACK, CWR, ECE, FIN, MASK, PSH, SYN, TS_OPTION, TS_PREFIX
 
@@ -34,7 +34,7 @@ class Output(ControlBlock):
         when a peer would make us keep more than we said (RFC 7323 section 2.4)."""
         shift = self.rcv_shift
         buffered = len(self.receive_buffer)
-        limit = self.rcv_limit if self.built else self.settings.receive_buffer
+        limit = self.rcv_limit if self.built else RECEIVE_FIRST
         promised = self.rcv_adv - self.rcv_nxt
         if promised < 0:
             promised = 0
