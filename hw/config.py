@@ -88,6 +88,7 @@ class NicConfig:
     pipelined_hash: one cookie hash per cycle; else one per about 20 cycles in a fraction of
         the area.
     tick_us: period of `tick` in microseconds, a multiple of 10.
+    rss: receive side scaling; without it every packet to no listener goes to the default queue.
     """
 
     width: int = 64
@@ -105,6 +106,7 @@ class NicConfig:
     max_frame: int = 9018
     pipelined_hash: bool = True
     tick_us: int = 100
+    rss: bool = True
 
     def __post_init__(self):
         self._one_of("width", (8, 32, 64))

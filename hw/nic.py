@@ -203,6 +203,7 @@ class Nic(wiring.Component):
         connect(m, registers.secret, secret.port)
         connect(m, registers.counters, counters.port)
         connect(m, registers.flows, flows.port)
+        connect(m, registers.rss, setup.rss)
         m.d.comb += [
             clock.tick.eq(self.tick),
             secret.boundary.eq(clock.boundary),

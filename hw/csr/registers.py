@@ -33,6 +33,7 @@ from acceltcp.abi.registers import (
     MAGIC,
     PORT,
     QUEUE,
+    RSS,
     TIME,
     Access,
     Feature,
@@ -46,14 +47,17 @@ from .counters import CounterPort
 from .flows import TIMES, FlowsPort
 from .queues import QueueRegisters
 from .quiesce import Quiesce
+from .rss import RssPort
 from .time import SecretPort, TimePort
 
-__all__ = ["FEATURES", "RegisterFile"]
-
-FEATURES = Feature.SETUP | Feature.TEARDOWN
-"""Offloads in this gateware."""
+__all__ = ["RegisterFile", "features"]
 
 _SCALAR_BITS = 10  # blocks other than QUEUE and the counters lie below this power of two
+
+
+def features(config):
+    """Offloads in this gateware, for a `NicConfig`."""
+    return Feature.SETUP | Feature.TEARDOWN | (Feature.RSS if config.rss else Feature(0))
 
 
 class RegisterFile(wiring.Component):
@@ -80,6 +84,8 @@ class RegisterFile(wiring.Component):
         Connect to `Secret`, `Clock`, `Counters`. Reset all three with `core_reset`.
     flows : Out(FlowsPort(config))
         Connection table and teardown engine; the secret is kept here.
+    rss : Out(RssPort())
+        Receive side scaling; the key is kept here.
     queues : Out(QueueBus())
         Broadcast to the engines.
     hold : Out(1)
@@ -117,6 +123,7 @@ class RegisterFile(wiring.Component):
                 "time": Out(TimePort()),
                 "counters": Out(CounterPort()),
                 "flows": Out(FlowsPort(config)),
+                "rss": Out(RssPort()),
                 "queues": Out(QueueBus()),
                 "hold": Out(1),
                 "idle": In(1),
@@ -160,7 +167,7 @@ class RegisterFile(wiring.Component):
             ("IDENT", "magic"): C(MAGIC, 32),
             ("IDENT", "abi"): C(IDENT["abi"].encode(minor=ABI_MINOR, major=ABI_MAJOR), 32),
             ("IDENT", "map_hash"): C(map_hash(), 32),
-            ("IDENT", "features"): C(int(FEATURES), 32),
+            ("IDENT", "features"): C(int(features(config)), 32),
             ("IDENT", "shape"): C(shape, 32),
             ("IDENT", "tables"): C(IDENT["tables"].encode(listeners=config.listeners, flows_log2=config.flow_bits), 32),
             ("IDENT", "max_frame"): C(config.max_frame, 32),
@@ -296,6 +303,8 @@ class RegisterFile(wiring.Component):
                 self.flows.key.eq(0),
                 self.flows.key_valid.eq(0),
                 self.flows.find.eq(0),
+                self.rss.key.eq(0),
+                self.rss.write.eq(0),
                 ticks_high.eq(0),
             ]
         self._connect_kept(m, kept, resetting)
@@ -361,6 +370,18 @@ class RegisterFile(wiring.Component):
         m.d.sync += flows.find.start.eq(strobes["FLOWS", 0, "find"])
         with m.If(strobes["FLOWS", 0, "find"]):
             m.d.sync += flows.find.index.eq(merged)
+        rss, entry = self.rss, RSS["entry"].positions
+        for word in range(len(rss.key) // 32):
+            with m.If(strobes["RSS", 0, f"key{word}"]):
+                m.d.sync += rss.key.word_select(word, 32).eq(merged)
+        m.d.sync += [
+            rss.write.eq(strobes["RSS", 0, "entry"]),
+            *(
+                getattr(rss, name).eq(merged[at : at + bits])
+                for name, (at, bits) in entry.items()
+                if not name.startswith("_")
+            ),
+        ]
 
     def _connect_kept(self, m, kept, resetting):
         """Registers to typed outputs, field by field."""
@@ -375,6 +396,7 @@ class RegisterFile(wiring.Component):
             self.time.ts_ticks.eq(field(TIME, "ts_ticks", "ticks")),
             self.time.epoch_ticks.eq(field(TIME, "epoch_ticks", "value")),
             self.flows.window.eq(field(FLOWS, "window", "window")),
+            self.rss.types.eq(field(RSS, "control", "types")),
             *(getattr(self.flows, name).eq(field(FLOWS, name, "steps")) for name in TIMES),
         ]
         for port in range(self._config.ports):

@@ -30,6 +30,7 @@ from acceltcp.abi.wire import MSS_DEFAULT_IPV4, MSS_DEFAULT_IPV6, TCPFlag
 
 from ..counts import counts_layout
 from ..packet.meta import ReplyKind, RxMeta
+from ..packet.rss import Steering
 from .cookie import CookieRequest, CookieTerms, header_field, header_value, mss_class
 from .listen import Listener, ListenKey
 from .records import Action, HostInfo, SetupRecord
@@ -122,9 +123,9 @@ class Classifier(wiring.Component):
     enable: the pipeline moves on.
     i_valid, i: a packet, taken when `enable`.
     mac, promiscuous, keep_bad: per port, see `acceltcp.abi.registers.PORT`.
-    default_queue: for packets of no listener.
     ts_clock, epoch, key_current, key_previous, key_valid: time and secrets.
     key, listener: to a `ListenTable` with the same `enable`.
+    steering: from an `Rss` with the same `enable` and input: 4 cycles behind `i`.
     o_valid, o: input of a `CookieEngine`.
     counts: strobes.
     """
@@ -141,7 +142,6 @@ class Classifier(wiring.Component):
                 "mac": In(48).array(config.ports),
                 "promiscuous": In(1).array(config.ports),
                 "keep_bad": In(1).array(config.ports),
-                "default_queue": In(8),
                 "ts_clock": In(32),
                 "epoch": In(32),
                 "key_current": In(128),
@@ -149,6 +149,7 @@ class Classifier(wiring.Component):
                 "key_valid": In(1),
                 "key": Out(ListenKey),
                 "listener": In(Listener),
+                "steering": In(Steering),
                 "o_valid": Out(1),
                 "o": Out(CookieRequest(SetupRecord)),
                 "counts": Out(counts_layout(*_COUNTS)),
@@ -277,7 +278,7 @@ class Classifier(wiring.Component):
 
     def _decide(self, m, valid, s, request):
         """The listener is known: choose the action, the epoch and the key."""
-        listener, meta = self.listener, s.meta
+        listener, meta, steering = self.listener, s.meta, self.steering
         record, reply, inputs = request.side, request.side.reply, request.inputs
 
         # Epochs are a counter of which a cookie carries the low bits: 0 or 1 behind is valid.
@@ -363,7 +364,9 @@ class Classifier(wiring.Component):
                 ),
                 record.epoch.eq(epoch),
                 record.terms.eq(terms),
-                record.queue.eq(Mux(offloaded, listener.queue, self.default_queue)),
+                record.queue.eq(
+                    Mux(offloaded & ~(listener.spread & steering.hashed), listener.queue, steering.queue)
+                ),
                 record.flow.eq(s.clean & s.mine),
                 record.segment.flags.eq(meta.flags),
                 record.segment.window.eq(meta.window),
@@ -407,6 +410,7 @@ class Classifier(wiring.Component):
                 "options_bad": meta.options.bad,
                 "listener": offloaded,
                 "listener_index": Mux(offloaded, listener.index, 0),
+                "rss_hash": steering.hash,
             }
             for name in HostInfo.members:
                 value = special[name] if name in special else getattr(meta, name)

@@ -52,6 +52,7 @@ class Listener(data.Struct):
     defer_accept: 1
     ecn: 1
     paused: 1
+    spread: 1
 
 
 class ListenPort(wiring.Signature):
@@ -70,7 +71,7 @@ class ListenPort(wiring.Signature):
 
 
 _Values = data.StructLayout(
-    {"queue": 8, "mss": 16, "window": 16, "wscale": 4, "defer_accept": 1, "ecn": 1, "paused": 1}
+    {"queue": 8, "mss": 16, "window": 16, "wscale": 4, "defer_accept": 1, "ecn": 1, "paused": 1, "spread": 1}
 )
 _KNOWN_FLAGS = sum(ListenFlag)
 
@@ -190,6 +191,7 @@ class ListenTable(wiring.Component):
             new_values.defer_accept.eq(_flag(flags, ListenFlag.DEFER_ACCEPT)),
             new_values.ecn.eq(_flag(flags, ListenFlag.ECN)),
             new_values.paused.eq(_flag(flags, ListenFlag.PAUSED)),
+            new_values.spread.eq(_flag(flags, ListenFlag.SPREAD)),
         ]
 
         listen = Signal()

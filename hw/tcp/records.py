@@ -44,6 +44,7 @@ _HOST_FIELDS = (
     "vlan_tci",
     "ts_clock",
     "listener_index",
+    "rss_hash",
 )
 
 HostInfo = data.StructLayout({name: RX_COMPLETION.positions[name][1] for name in _HOST_FIELDS})

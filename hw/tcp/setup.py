@@ -4,6 +4,7 @@
        |         |                              |      +--> SYN-ACK FIFO  --> syn_ack
        |     ListenTable <-- listen             |      +--> flow
        +--> connection ...................... lookup
+       +--> Rss: the queue of what no listener keeps to its own, beside the listen table
 
 Every packet comes out on `dispatch`, in order, kept or not. Meanwhile its connection is looked
 up elsewhere; the results meet again in front of the verdict.
@@ -29,7 +30,9 @@ from acceltcp.abi.messages import Verdict as VerdictCode
 from acceltcp.abi.registers import COUNTERS
 
 from ..counts import counts_layout
+from ..csr.rss import RssPort
 from ..packet.meta import Reply, RxDispatch, RxMeta
+from ..packet.rss import Rss
 from ..stream.fifo import StreamFifo
 from ..table.records import ConnectionKey, Lookup
 from .classify import Classifier
@@ -68,7 +71,8 @@ class Setup(wiring.Component):
     lookup: In(stream of Lookup): what the connection table says, one for each, in order.
     flow: Out(stream of FlowPacket); never stalled: segments of connections in teardown.
     mac, promiscuous, keep_bad: per port, see `acceltcp.abi.registers.PORT`.
-    default_queue: for packets of no listener.
+    default_queue: for packets of no listener that RSS does not spread.
+    rss: In(RssPort()): key, types and indirection table; without `config.rss` they are ignored.
     ts_clock, epoch: see `acceltcp.abi.registers.TIME`.
     key_current, key_previous, key_valid: cookie secrets, byte 0 least significant.
     listen: In(ListenPort())
@@ -90,6 +94,7 @@ class Setup(wiring.Component):
                 "promiscuous": In(1).array(config.ports),
                 "keep_bad": In(1).array(config.ports),
                 "default_queue": In(8),
+                "rss": In(RssPort()),
                 "ts_clock": In(32),
                 "epoch": In(32),
                 "key_current": In(128),
@@ -122,7 +127,7 @@ class Setup(wiring.Component):
 
         # The listen table's commands and the parameters.
         wiring.connect(m, wiring.flipped(self.listen), table.port)
-        for name in ("default_queue", "ts_clock", "epoch", "key_current", "key_previous", "key_valid"):
+        for name in ("ts_clock", "epoch", "key_current", "key_previous", "key_valid"):
             m.d.comb += getattr(classifier, name).eq(getattr(self, name))
         for name in ("mac", "promiscuous", "keep_bad"):
             for inner, outer in zip(getattr(classifier, name), getattr(self, name), strict=True):
@@ -152,6 +157,17 @@ class Setup(wiring.Component):
             cookie.i.payload.eq(classifier.o),
             verdict.lookup.eq(self.lookup.payload),
         ]
+        if config.rss:
+            m.submodules.rss = rss = Rss()
+            wiring.connect(m, wiring.flipped(self.rss), rss.port)
+            m.d.comb += [
+                rss.enable.eq(enable),
+                rss.i.eq(self.meta.payload),
+                rss.default_queue.eq(self.default_queue),
+                classifier.steering.eq(rss.o),
+            ]
+        else:
+            m.d.comb += classifier.steering.queue.eq(self.default_queue)
         self._join(m, cookie.o, verdict.i, room)
         wiring.connect(m, verdict.flow, wiring.flipped(self.flow))
         # `decided` never fills up, see above; `Verdict` has no ready to look at.

@@ -51,6 +51,7 @@ from acceltcp.abi.messages import (
     TxOpcode,
     Verdict,
 )
+from acceltcp.abi.toeplitz import Toeplitz
 from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, TCP, VLAN, EtherType, IPProtocol, TCPFlag
 from acceltcp.host.dma import DmaRegion
 from acceltcp.host.transport import Transport
@@ -184,7 +185,7 @@ class FakeTransport(Transport):
         self.abi = (regs.ABI_MAJOR, regs.ABI_MINOR)
         self.magic = regs.MAGIC
         self.map_hash = regs.map_hash()
-        self.features = regs.Feature.SETUP
+        self.features = regs.Feature.SETUP | regs.Feature.RSS
         self.flows_max = 0
         if flows:
             self.give_flows(flows)
@@ -196,6 +197,7 @@ class FakeTransport(Transport):
         self.closed = False
         self.fds: list[int] = []
         self.secret_words = [0] * 4
+        self.rss_table = [0] * regs.RSS_TABLE_ENTRIES  # a reset keeps it
         self.writes: list[tuple[int, int]] = []
         self._addresses: dict[int, tuple[regs.Block, regs.Register, int]] = {
             block.address(register.name, index): (block, register, index)
@@ -221,6 +223,8 @@ class FakeTransport(Transport):
         self.counters = dict.fromkeys((counter.name for counter in regs.COUNTERS), 0)
         self.snapshot = dict(self.counters)
         self.key: bytes | None = None
+        self.rss_key = bytearray(regs.RSS_KEY_BYTES)
+        self.toeplitz: Toeplitz | None = None
         self.epoch = 5
         self.started = self.clock()
 
@@ -278,6 +282,11 @@ class FakeTransport(Transport):
             self.secret_words[int(name[-1])] = value
         elif name == "SECRET.commit":
             self.key = struct.pack("<4I", *self.secret_words)
+        elif name.startswith("RSS.key"):
+            struct.pack_into("<I", self.rss_key, 4 * int(name.removeprefix("RSS.key")), value)
+            self.toeplitz = None
+        elif name == "RSS.entry":
+            self.rss_table[fields["index"]] = fields["queue"]
         elif name == "FLOWS.commit":
             self.flow_secret = True
         elif name == "FLOWS.find":
@@ -806,8 +815,26 @@ class FakeTransport(Transport):
             if queue is None:
                 return
         else:
-            queue = self.values.get(regs.CONTROL.address("default_queue"), 0)
+            queue = self._spread(frame, l3, out)
+            if queue is None:
+                queue = self.values.get(regs.CONTROL.address("default_queue"), 0)
         self.deliver(frame, out, queue)
+
+    def _spread(self, frame: bytes, l3: int, out: dict[str, int], ports: bytes | None = None) -> int | None:
+        """The queue that RSS chooses, if it does; puts the hash into the completion."""
+        types = regs.RssType(self.values.get(regs.RSS.address("control"), 0))
+        if not types or not ("ipv4" in out or "ipv6" in out):
+            return None
+        at, size = (8, 16) if "ipv6" in out else (12, 4)
+        addresses = frame[l3 + at : l3 + at + 2 * size]
+        numbers = (None, None) if ports is None else struct.unpack("!HH", ports)
+        if self.toeplitz is None:
+            self.toeplitz = Toeplitz(bytes(self.rss_key))
+        value = self.toeplitz.packet(types, addresses[:size], addresses[size:], *numbers)
+        if value is None:
+            return None
+        out["rss_hash"] = value
+        return self.rss_table[value % regs.RSS_TABLE_ENTRIES]
 
     def deliver(self, frame: bytes, out: dict[str, int], index: int = 0) -> None:
         """Write a frame to the host."""
@@ -850,8 +877,9 @@ class FakeTransport(Transport):
                 )
                 if same and hit is None:
                     hit = index, entry
+        spread = self._spread(frame, l3, out, frame[l4 : l4 + 4])
         if hit is None or frame[0] & 1:
-            return self.values.get(regs.CONTROL.address("default_queue"), 0)
+            return self.values.get(regs.CONTROL.address("default_queue"), 0) if spread is None else spread
         index, entry = hit
         out.update(listener=1, listener_index=index)
         if flags & TCPFlag.SYN and not flags & TCPFlag.ACK:
@@ -892,7 +920,7 @@ class FakeTransport(Transport):
                 )  # fmt: skip
             else:
                 self.counters["setup_cookie_bad"] += 1
-        return entry["queue"]
+        return spread if spread is not None and entry["flags"] & ListenFlag.SPREAD else entry["queue"]
 
     def _syn_ack(self, frame, l3, l4, src, dst, tcp, options, mss, entry, ipv6) -> None:  # type: ignore[no-untyped-def]
         assert self.key is not None

@@ -79,7 +79,7 @@ def test_external_command_gets_its_words(monkeypatch, tmp_path):
 def test_info(fake, capsys):
     assert cli.main(["info", "--device", "fake:", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["abi"], found["queues"], found["features"]) == (f"{ABI_MAJOR}.{ABI_MINOR}", 4, ["SETUP"])
+    assert (found["abi"], found["queues"], found["features"]) == (f"{ABI_MAJOR}.{ABI_MINOR}", 4, ["SETUP", "RSS"])
     fake.closed = False
     assert cli.main(["info", "--device", "fake:"]) == 0
     assert "queues" in capsys.readouterr().out

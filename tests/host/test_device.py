@@ -49,7 +49,7 @@ def test_identity(device):
     identity = device.identity
     assert (identity.abi, identity.width, identity.ports, identity.queues) == (f"{regs.ABI_MAJOR}.{regs.ABI_MINOR}", 64, 1, 4)
     assert identity.tick_us == 100 and identity.listeners == 8 and identity.max_frame == 9018
-    assert identity.features == regs.Feature.SETUP
+    assert identity.features == regs.Feature.SETUP | regs.Feature.RSS
     device.require(regs.Feature.SETUP)
     with pytest.raises(DeviceError, match="built without SPLICE"):
         device.require(regs.Feature.SPLICE)

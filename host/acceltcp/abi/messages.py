@@ -197,6 +197,8 @@ class ListenFlag(enum.IntFlag):
     """Grant ECN to clients that ask for it and that carry timestamps (RFC 3168)."""
     PAUSED = 16
     """Answer no SYN (the host's backlog is full). Valid cookies still open connections."""
+    SPREAD = 32
+    """All packets to this listener, NEW or PLAIN, go to the queue that RSS chooses; where it chooses none, to `queue`."""
 
 
 class FrameFlag(enum.IntFlag):
@@ -274,7 +276,7 @@ RX_COMPLETION = Message(
     Field("options_bad", 1, "The TCP options are malformed."),
     Field("vlan_tci", 16, "Tag of the frame, if `vlan`."),
     Field("mss", 16, "NEW: largest segment that the client takes, as encoded in the cookie."),
-    Field("rss_hash", 32, "Toeplitz hash; 0 while the feature RSS is absent."),
+    Field("rss_hash", 32, "Toeplitz hash of the packet (`acceltcp.abi.toeplitz`); 0 where RSS does not hash it."),
     Field("ts_clock", 32, "The NIC's timestamp clock when the packet came in."),
     Field("wscale", 4, "NEW: the client's window shift, 15 when window scaling is off."),
     Field("sack", 1, "NEW: both sides permit SACK."),
@@ -335,7 +337,7 @@ LISTEN_COMMAND = Message(
     Field("address", 128, "Local address in network byte order: its first byte lies first in memory."),
     Field("port", 16, "Local TCP port; little-endian like every number here; not 0."),
     Field("flags", 8, "Key and options.", ListenFlag),
-    Field("queue", 8, "Queue that its packets go to."),
+    Field("queue", 8, "Queue that its packets go to, NEW and PLAIN; see SPREAD."),
     Field("mss", 16, "MSS option of the SYN-ACK; 64 to 65,535."),
     Field("window", 16, "Window of the SYN-ACK (never scaled, RFC 7323 section 2.2)."),
     Field("wscale", 8, "Our window shift, 0 to 14, granted to clients that offer theirs."),

@@ -32,6 +32,9 @@ __all__ = [
     "PORTS_MAX",
     "QUEUE",
     "QUEUES_MAX",
+    "RSS",
+    "RSS_KEY_BYTES",
+    "RSS_TABLE_ENTRIES",
     "SECRET",
     "TIME",
     "TIMER_TICKS",
@@ -41,6 +44,7 @@ __all__ = [
     "Feature",
     "QueueState",
     "Register",
+    "RssType",
     "block",
     "map_hash",
     "register_map",
@@ -49,13 +53,14 @@ __all__ = [
 MAGIC = int.from_bytes(b"ATCP", "little")
 ABI_MAJOR = 1
 """Grows when software written for the version before no longer works."""
-ABI_MINOR = 1
+ABI_MINOR = 2
 """Grows when something is added."""
 
 BAR0_BYTES = 0x1_0000
 PORTS_MAX = 2
 QUEUES_MAX = 64
-
+RSS_KEY_BYTES = 40
+RSS_TABLE_ENTRIES = 128
 
 TIMER_TICKS = 4
 """Ticks per timer step: the unit of all times of a flow."""
@@ -79,6 +84,20 @@ class Feature(enum.IntFlag):
     TSO = 4
     TEARDOWN = 8
     SPLICE = 16
+
+
+class RssType(enum.IntFlag):
+    """Bits of `RSS.control.types`: packets that are hashed. A packet is hashed with its ports if that is
+    on and it can be, else without them if that is on, else not at all."""
+
+    IPV4 = 1
+    """IPv4 by addresses."""
+    TCP_IPV4 = 2
+    """TCP over IPv4 by addresses and ports, where a TCP header was parsed (`RX_COMPLETION.tcp`)."""
+    IPV6 = 4
+    """IPv6 by addresses."""
+    TCP_IPV6 = 8
+    """TCP over IPv6 by addresses and ports, where a TCP header was parsed."""
 
 
 class QueueState(enum.IntEnum):
@@ -224,7 +243,7 @@ CONTROL = Block(
             "snapshot", 0x0C, WO, "Counters.",
             Field("snapshot", 1, "Write 1: capture all counters at one clock edge; poll `status.snapshot_busy`, then read COUNTERS."),
         ),
-        _register("default_queue", 0x10, RW, "Queue of packets for no listener.", Field("queue", 8, "Queue.")),
+        _register("default_queue", 0x10, RW, "Queue of packets for no listener that RSS does not spread.", Field("queue", 8, "Queue.")),
     ),
 )
 
@@ -317,6 +336,30 @@ FLOWS = Block(
     ),
 )
 
+RSS = Block(
+    "RSS",
+    0x0300,
+    "Receive side scaling: the Toeplitz hash of a packet (`acceltcp.abi.toeplitz`) chooses its queue, for packets to no listener and for those to a "
+    "listener with the flag SPREAD. Absent without the feature RSS. Write key and entries first, then `control`: packets that arrive while a key is written "
+    "may go anywhere. What follows from an entry changes in one cycle.",
+    (
+        _register(
+            "control", 0x00, RW, "Switch. 0: every packet to no listener goes to `CONTROL.default_queue`, and the hash is 0.",
+            Field("types", 4, "Packets that are hashed and spread.", RssType),
+        ),
+        _register(
+            "entry", 0x04, WO, "Write one entry of the indirection table. Entries never written mean nothing; a reset keeps them.",
+            Field("index", (RSS_TABLE_ENTRIES - 1).bit_length(), "Which: the low bits of the hash."),
+            Field("_zero", 8 - (RSS_TABLE_ENTRIES - 1).bit_length()),
+            Field("queue", 8, "Queue of the packets with this index."),
+        ),
+        *(
+            _register(f"key{i}", 0x08 + 4 * i, WO, f"Bytes {4 * i} to {4 * i + 3} of the key, little-endian.")
+            for i in range(RSS_KEY_BYTES // 4)
+        ),
+    ),
+)
+
 QUEUE = Block(
     "QUEUE",
     0x8000,
@@ -360,7 +403,7 @@ QUEUE = Block(
     stride=0x80,
 )
 
-BLOCKS = (IDENT, CONTROL, TIME, SECRET, PORT, FLOWS, QUEUE)
+BLOCKS = (IDENT, CONTROL, TIME, SECRET, PORT, FLOWS, RSS, QUEUE)
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,15 @@ class TB:
             await self.write("SECRET", f"word{word}", value)
         await self.write("SECRET", "commit", int(now))
 
+    async def set_rss(self, key: bytes, entries: list[int], types: int = 0) -> None:
+        """Write the key and the indirection table; then the types."""
+        await self.write("RSS", "control", 0)
+        for word in range(len(key) // 4):
+            await self.write("RSS", f"key{word}", int.from_bytes(key[4 * word : 4 * word + 4], "little"))
+        for index, queue in enumerate(entries):
+            await self.write("RSS", "entry", block("RSS")["entry"].encode(index=index, queue=queue))
+        await self.write("RSS", "control", types)
+
     async def queue(self, number: int, *, buffers: int = 16, size: int = 2048, **sizes: int) -> Queue:
         """Make and enable a queue."""
         self.queues[number] = queue = Queue(self, number, **sizes)

@@ -20,7 +20,7 @@ async def statuses(dut):
     any4 = Listener(80)
     exact = Listener(80, address=as_number(SERVER4), mss=1000)
     v6 = Listener(80, address=as_number(SERVER6), ipv6=True)
-    reserved = ListenFlag.PAUSED << 1
+    reserved = max(ListenFlag) << 1
     unlisten, update = CommandOpcode.UNLISTEN, CommandOpcode.LISTEN_UPDATE
     script = [
         ({"opcode": CommandOpcode.NOP}, Status.OK),

@@ -106,7 +106,7 @@ async def listeners(tb: TB, model: SetupModel) -> None:
         Listener(80, address=as_number(SERVER4), queue=1, mss=8940, wscale=14, window=1),
         Listener(80, ipv6=True, queue=last, mss=1440, ecn=True),
         Listener(81, defer=True, queue=1),
-        Listener(81, ipv6=True, defer=True, queue=last, wscale=0),
+        Listener(81, ipv6=True, defer=True, queue=last, wscale=0, spread=True),
         Listener(82, paused=True, queue=last),
     ):
         made = await tb.listen(listener)
@@ -139,6 +139,9 @@ async def against_the_model(dut):
     model.key_current = model.key_previous = secret
     staged: bytes | None = None
     traffic = Traffic(tb)
+    model.rss.key = rng.randbytes(40)
+    model.rss.table = [rng.randrange(len(tb.queues)) for _ in model.rss.table]
+    await tb.set_rss(model.rss.key, model.rss.table)
     names = [name for name in await tb.counters() if name.startswith(("setup_", "rx_drop_"))]
     for queue in tb.queues.values():
         await queue.refill(BATCH, 1600)
@@ -157,6 +160,8 @@ async def against_the_model(dut):
         if batch == 2:
             staged = rng.randbytes(16)
             await tb.set_secret(staged, now=False)
+        model.rss.types = rng.choice((0, 15, rng.randrange(16)))
+        await tb.write("RSS", "control", model.rss.types)
         model.default_queue = rng.randrange(len(tb.queues))
         await tb.write("CONTROL", "default_queue", model.default_queue)
         for port in range(tb.config.ports):

@@ -39,7 +39,7 @@ async def identity(dut):
     assert await tb.read("IDENT", "magic") == MAGIC
     assert await tb.read_fields("IDENT", "abi") == {"major": ABI_MAJOR, "minor": ABI_MINOR}
     assert await tb.read("IDENT", "map_hash") == map_hash()
-    assert await tb.read("IDENT", "features") == Feature.SETUP | Feature.TEARDOWN
+    assert await tb.read("IDENT", "features") == Feature.SETUP | Feature.TEARDOWN | Feature.RSS
     assert await tb.read_fields("IDENT", "shape") == {
         "width": config.width,
         "ports": config.ports,

@@ -59,6 +59,7 @@ class Listener:
     defer: bool = False
     ecn: bool = False
     paused: bool = False
+    spread: bool = False
     index: int = field(default=-1, compare=False)
 
     @property
@@ -70,6 +71,7 @@ class Listener:
             (ListenFlag.DEFER_ACCEPT, self.defer),
             (ListenFlag.ECN, self.ecn),
             (ListenFlag.PAUSED, self.paused),
+            (ListenFlag.SPREAD, self.spread),
         ):
             if wanted:
                 flags |= flag

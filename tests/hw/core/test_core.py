@@ -33,7 +33,7 @@ CONFIGS = {
     "ports2": NicConfig(width=64, ports=2, rx_buffer_beats=256, tx_buffer_beats=64, max_frame=1514, packets=256, **SMALL),
 }
 MODULES = (
-    "registers", "listen", "setup", "rx", "tx", "bad_frames", "bad_host", "pressure", "interrupts", "random", "teardown",
+    "registers", "listen", "setup", "rx", "tx", "bad_frames", "bad_host", "pressure", "interrupts", "random", "rss", "teardown",
 )  # fmt: skip
 ONLY = {
     "width32": ("setup", "rx", "tx", "bad_frames", "pressure", "random"),

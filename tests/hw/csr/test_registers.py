@@ -93,7 +93,7 @@ def test_identity():
         assert await fields("shape") == {"width": 8, "ports": 1, "queues": 4, "tick_us": 10}
         assert await fields("tables") == {"listeners": 16, "flows_log2": 12}
         assert await read(ctx, axil, IDENT.address("max_frame")) == CONFIG.max_frame
-        assert await read(ctx, axil, IDENT.address("features")) == Feature.SETUP | Feature.TEARDOWN
+        assert await read(ctx, axil, IDENT.address("features")) == Feature.SETUP | Feature.TEARDOWN | Feature.RSS
 
     bench(testbench)
 

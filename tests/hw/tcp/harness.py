@@ -160,6 +160,19 @@ class Bench:
             ctx.set(dut.mac[port], model.mac[port])
             ctx.set(dut.promiscuous[port], int(model.promiscuous[port]))
             ctx.set(dut.keep_bad[port], int(model.keep_bad[port]))
+        ctx.set(dut.rss.key, int.from_bytes(model.rss.key, "little"))
+        ctx.set(dut.rss.types, model.rss.types)
+
+    async def write_entries(self, ctx: Any, entries: list[int]) -> None:
+        """Write the whole indirection table, an entry per cycle."""
+        self.model.rss.table = list(entries)
+        port = self.dut.rss
+        ctx.set(port.write, 1)
+        for index, queue in enumerate(entries):
+            ctx.set(port.index, index)
+            ctx.set(port.queue, queue)
+            await ctx.tick()
+        ctx.set(port.write, 0)
 
     async def listen(self, ctx: Any, opcode: int = CommandOpcode.LISTEN, **values: int) -> int:
         """Run a listen command on both; the index."""
@@ -186,7 +199,7 @@ class Bench:
         await self.listen(ctx, port=80, flags=flags.ANY_ADDRESS, queue=5, wscale=0)
         await self.listen(ctx, port=81, flags=flags.ANY_ADDRESS | flags.DEFER_ACCEPT, queue=6, window=1000)
         all_ = flags.ANY_ADDRESS | flags.IPV6 | flags.DEFER_ACCEPT | flags.ECN
-        await self.listen(ctx, port=81, flags=all_, queue=7)
+        await self.listen(ctx, port=81, flags=all_ | flags.SPREAD, queue=7)
         await self.listen(ctx, port=81, address=V4_OTHER & M32, flags=flags.PAUSED, queue=8)
 
     # Traffic

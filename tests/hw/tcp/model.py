@@ -202,6 +202,7 @@ class Entry:
     defer_accept: bool = False
     ecn: bool = False
     paused: bool = False
+    spread: bool = False
 
     @property
     def key(self) -> tuple[int | None, int, bool]:
@@ -244,7 +245,7 @@ class ListenModel:
         bad = port == 0 or (wildcard and address != 0)
         bad = bad or (not ipv6 and address >> 32 not in (0, 0xFFFF))
         if opcode != CommandOpcode.UNLISTEN:
-            bad = bad or queue >= self.queues or mss < 64 or wscale > 14 or reserved != 0 or flags > 31
+            bad = bad or queue >= self.queues or mss < 64 or wscale > 14 or reserved != 0 or flags > 63
         if bad:
             return Status.BAD_ARGUMENT, 0
         where = None if wildcard else address if ipv6 else MAPPED | address & M32
@@ -259,6 +260,7 @@ class ListenModel:
             bool(flags & ListenFlag.DEFER_ACCEPT),
             bool(flags & ListenFlag.ECN),
             bool(flags & ListenFlag.PAUSED),
+            bool(flags & ListenFlag.SPREAD),
         )
         at = next((i for i, old in enumerate(self.entries) if old and old.key == entry.key), None)
         if opcode == CommandOpcode.LISTEN:
@@ -284,6 +286,39 @@ class Outcome:
     reply: dict[str, int] | None = None
 
 
+class RssModel:
+    """Receive side scaling, by the definition's own words: a window on the key that moves on by a bit."""
+
+    def __init__(self) -> None:
+        self.key = bytes(40)
+        self.types = 0
+        self.table = [0] * 128
+
+    def hash(self, f: Facts) -> int | None:
+        """The packet's hash; None if it is not hashed."""
+        if not (f.ipv4 or f.ipv6):
+            return None
+        width = 128 if f.ipv6 else 32
+        by_address, by_port = (4, 8) if f.ipv6 else (1, 2)
+        parts = [(f.src, width), (f.dst, width)]
+        if f.tcp and self.types & by_port:
+            parts += [(f.src_port, 16), (f.dst_port, 16)]
+        elif not self.types & by_address:
+            return None
+        bits = "".join(f"{value & (1 << size) - 1:0{size}b}" for value, size in parts)
+        key = "".join(f"{octet:08b}" for octet in self.key)
+        result = 0
+        for at, bit in enumerate(bits):
+            if bit == "1":
+                result ^= int(key[at : at + 32], 2)
+        return result
+
+    def queue(self, f: Facts, default: int) -> int:
+        """Where a packet goes that no listener keeps to its own queue."""
+        value = self.hash(f)
+        return default if value is None else self.table[value & 127]
+
+
 class SetupModel:
     """The setup engine's rules."""
 
@@ -298,6 +333,7 @@ class SetupModel:
         self.key_current = bytes(16)
         self.key_previous = bytes(16)
         self.key_valid = True
+        self.rss = RssModel()
 
     def process(self, f: Facts) -> Outcome:
         """The fate of one packet."""
@@ -363,11 +399,13 @@ class SetupModel:
             "ts_clock": self.ts_clock,
             "listener": int(found is not None),
             "listener_index": found[0] if found else 0,
+            "rss_hash": self.rss.hash(f) or 0,
         }
         if terms is not None:
             completion["mss"] = MSS_CLASSES[terms["mss_class"]]
             completion.update({name: int(terms[name]) for name in ("wscale", "sack", "timestamps", "ecn")})
-        queue = found[1].queue if found else self.default_queue
+        fixed = found[1].queue if found else self.default_queue
+        queue = fixed if found and not found[1].spread else self.rss.queue(f, fixed)
         return Outcome(True, counters or [], queue, completion)
 
     def _unreachable(self, f: Facts) -> bool:

@@ -14,7 +14,7 @@ from tests.hw.simulate import always, run, sometimes
 from tests.hw.tcp.model import MAPPED, Entry, ListenModel, mapped
 
 LISTEN, UNLISTEN, UPDATE = CommandOpcode.LISTEN, CommandOpcode.UNLISTEN, CommandOpcode.LISTEN_UPDATE
-V6, ANY, DEFER, ECN, PAUSED = ListenFlag
+V6, ANY, DEFER, ECN, PAUSED, SPREAD = ListenFlag
 HOST4 = 0x0A000001
 HOST6 = 0x20010DB8_00000000_00000000_00000001
 
@@ -52,7 +52,7 @@ def decode(got):
     if not got.hit:
         return None
     return (
-        got.index, got.queue, got.mss, got.window, got.wscale, got.defer_accept, got.ecn, got.paused,
+        got.index, got.queue, got.mss, got.window, got.wscale, got.defer_accept, got.ecn, got.paused, got.spread,
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def expected(found: tuple[int, Entry] | None):
     if found is None:
         return None
     index, e = found
-    return (index, e.queue, e.mss, e.window, e.wscale, int(e.defer_accept), int(e.ecn), int(e.paused))
+    return (index, e.queue, e.mss, e.window, e.wscale, int(e.defer_accept), int(e.ecn), int(e.paused), int(e.spread))
 
 
 SCRIPT = [
@@ -77,7 +77,7 @@ SCRIPT = [
     ((LISTEN, {"port": 81, "queue": 16}), Status.BAD_ARGUMENT),
     ((LISTEN, {"port": 81, "mss": 63}), Status.BAD_ARGUMENT),
     ((LISTEN, {"port": 81, "wscale": 15}), Status.BAD_ARGUMENT),
-    ((LISTEN, {"port": 81, "flags": 32}), Status.BAD_ARGUMENT),
+    ((LISTEN, {"port": 81, "flags": 64}), Status.BAD_ARGUMENT),
     ((LISTEN, {"port": 81, "reserved": 1}), Status.BAD_ARGUMENT),
     ((LISTEN, {"port": 81, "reserved": 1 << 247}), Status.BAD_ARGUMENT),
     ((LISTEN, {"port": 81, "flags": ANY, "address": HOST4}), Status.BAD_ARGUMENT),
@@ -157,7 +157,7 @@ def test_lookups_while_commands_run(entries, stalls, seed):
                 address, flags = 0, flags | ANY
             values = {
                 "address": address & 0xFFFFFFFF if not v6 else address,
-                "flags": int(flags) | rng.choice((0, DEFER, ECN, PAUSED)),
+                "flags": int(flags) | rng.choice((0, DEFER, ECN, PAUSED, SPREAD)),
                 "port": rng.choice((80, 81)),
                 "queue": rng.randrange(16),
                 "mss": rng.randrange(64, 65536),

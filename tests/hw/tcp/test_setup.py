@@ -75,9 +75,12 @@ def test_random_traffic(pipelined, ports, seed, pauses):
 
     async def scenario(ctx):
         await bench.listen_usually(ctx)
+        steer = random.Random(seed + 3)
+        await bench.write_entries(ctx, [steer.randrange(16) for _ in range(128)])
         offers = []
         for _ in range(6):
             model = bench.model
+            model.rss.key, model.rss.types = steer.randbytes(40), steer.choice((0, 15, 15, steer.randrange(16)))
             model.promiscuous = [rng.random() < 0.5 for _ in range(ports)]
             model.keep_bad = [rng.random() < 0.5 for _ in range(ports)]
             model.key_valid = rng.random() < 0.9

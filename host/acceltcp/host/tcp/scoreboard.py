@@ -622,7 +622,8 @@ class Scoreboard:
 
     def recover(self) -> None:
         """Recovery begins, or goes on further: RECOVERED comes when all that is sent by now is acknowledged."""
-        self.recover_until = self._marked_until = self.high
+        self.recover_until = self.high
+        self._marked_until = max(self.high, self.una + 1)  # with nothing in flight the next acknowledgment ends it
         if not self.recovering:
             self.recovering = self._episode = True
             self._episode_dups = 0
