@@ -268,7 +268,11 @@ class NeighbourCache:
         return entry
 
     def _evict(self) -> None:
-        oldest = min((e for e in self._ours.values() if e.state is not _PERMANENT), key=lambda e: e.used_at)
+        # Those that somebody waits for go last.
+        oldest = min(
+            (entry for entry in self._ours.values() if entry.state is not _PERMANENT),
+            key=lambda entry: (entry.state is _INCOMPLETE, entry.used_at),
+        )
         if oldest.state is _INCOMPLETE:
             self._given_up.append(oldest.address)
         self._drop(oldest)
@@ -431,5 +435,10 @@ class NeighbourCache:
                 given_up.append(entry.address)
             heap = self._heap
         for address in given_up:
-            self.stats["failed"] += 1
-            self._failed(address)
+            # It may have been asked for again meanwhile: by us, and who waits is told later, or the other way round.
+            known = self._ours.get(address) or self._strangers.get(address)
+            if known is None:
+                self.stats["failed"] += 1
+                self._failed(address)
+            elif known.header is not None:
+                self._tell(known)
