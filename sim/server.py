@@ -1,6 +1,8 @@
 """The NIC as a PCI device on a UNIX socket: the server side of vfio-user.
 
-One client at a time: a second one is refused (its connection is closed at once). Memory is
+One client at a time: a second one is refused (its connection is closed at once). A client that wants to share
+the device with processes of its own asks for channels (`SubRegionType.CHANNEL`): sockets that carry accesses to
+BAR 0 and nothing else, and that end with it. Memory is
 reached by descriptor only; a mapping that comes without one is kept, but accesses to it end
 in a bus error. BAR 0 is the register file, each access crosses the core's AXI4-Lite; writes are
 posted. BAR 2 and configuration space live here. DMA and interrupts need the bus master bit.
@@ -12,7 +14,6 @@ and the core is reset, and the next one may come.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
 import logging
@@ -26,11 +27,23 @@ from typing import Any, Protocol
 
 from acceltcp.abi import pci
 from acceltcp.abi import vfio_user as vfio
-from acceltcp.abi.vfio_user import Command, DmaFlag, DmaUnmapFlag, Irq, IrqSetFlag, Region, RegionFlag
+from acceltcp.abi.vfio_user import (
+    CHANNELS,
+    Command,
+    DmaFlag,
+    DmaUnmapFlag,
+    Irq,
+    IrqSetFlag,
+    Region,
+    RegionFlag,
+    SubRegion,
+    SubRegionType,
+)
 
 from .config_space import CONFIG_BYTES, ConfigSpace
+from .link import EndOfLinkError, Link
 from .msix import Msix, is_eventfd
-from .protocol import FDS_MAX, Message, MessageParser, ProtocolError
+from .protocol import FDS_MAX, Message, ProtocolError
 
 __all__ = ["Device", "PciDevice", "RefusedError", "Server", "SocketInUseError"]
 
@@ -38,8 +51,12 @@ log = logging.getLogger("acceltcp.sim")
 
 PAGE = 4096
 DMA_MAPS_MAX = 16384
-OUT_BYTES_MAX = 4 << 20
+CHANNELS_MAX = 128
 MESSAGES_PER_TURN = 256
+
+
+_REGION_AT = vfio.RegionAccess.byte_size - 8
+_BAR_REGISTERS = pci.BAR_REGISTERS.to_bytes(4, "little")
 
 
 class Device(Protocol):
@@ -86,6 +103,11 @@ class PciDevice:
         self.config = ConfigSpace(self.msix.vectors)
         self.version: tuple[int, int] | None = None
         """What was negotiated; nothing else is answered before."""
+        self.new_channel: Callable[[], int] | None = None
+        """Makes a channel and returns the client's end; None: there are none. Raises `OSError`."""
+        self.passing: list[int] = []
+        """Descriptors that go along with the reply that `execute` has returned; whoever sends it closes them."""
+        self._channels = False
         self._bus_master = False
         self._warned = False
         self._commands: dict[int, Callable[[Message], bytes]] = {
@@ -111,6 +133,7 @@ class PciDevice:
         self.msix.close()
         self.config.reset()
         self.version = None
+        self._channels = False
         self._apply_config()
         self.device.reset()
 
@@ -137,6 +160,17 @@ class PciDevice:
             while message.fds:
                 os.close(message.fds.pop())
         return b"" if message.no_reply else reply
+
+    def execute_on_channel(self, message: Message) -> bytes:
+        """As `execute`, for a command that came over a channel."""
+        header = message.header
+        if message.fds or header.command not in (Command.REGION_READ, Command.REGION_WRITE):
+            while message.fds:
+                os.close(message.fds.pop())
+            raise ProtocolError(f"a channel carries accesses to registers, not command {header.command}")
+        if message.payload[_REGION_AT : _REGION_AT + 4] != _BAR_REGISTERS:
+            return b"" if message.no_reply else vfio.error_message(header, errno.EACCES)
+        return self.execute(message)
 
     def interrupt(self, vector: int) -> None:
         """The core raises a vector."""
@@ -170,7 +204,9 @@ class PciDevice:
             "max_dma_maps": DMA_MAPS_MAX,
             "pgsizes": PAGE,
             "write_multiple": True,
+            CHANNELS: True,
         }
+        self._channels = theirs.get(CHANNELS) is True
         self.version = (proposed.major, minor)
         # A subset of what was proposed, as the specification wants it.
         data = vfio.pack_version_data({name: value for name, value in ours.items() if name in theirs})
@@ -242,7 +278,18 @@ class PciDevice:
         _need(request.argsz >= vfio.RegionIoFds.byte_size, f"argsz must be at least 16, not {request.argsz}")
         _need(request.flags == request.count == 0, "flags and count must be 0")
         _need(request.index < vfio.NUM_REGIONS, f"there is no region {request.index}")
-        return vfio.RegionIoFds(vfio.RegionIoFds.byte_size, 0, request.index, 0).pack()
+        size = vfio.RegionIoFds.byte_size
+        if not self._channels or request.index != pci.BAR_REGISTERS or self.new_channel is None:
+            return vfio.RegionIoFds(size, 0, request.index, 0).pack()
+        size += SubRegion.byte_size
+        if request.argsz < size:
+            return vfio.RegionIoFds(size, 0, request.index, 0).pack()
+        try:
+            self.passing.append(self.new_channel())
+        except OSError as error:
+            raise RefusedError(error.errno or errno.ENOSPC, str(error)) from error
+        channel = SubRegion(0, pci.BAR_REGISTERS_BYTES, 0, SubRegionType.CHANNEL)
+        return vfio.RegionIoFds(size, 0, request.index, 1).pack() + channel.pack()
 
     def _irq_info(self, message: Message) -> bytes:
         request = self._exact(vfio.IrqInfo, message)
@@ -427,9 +474,9 @@ class Server:
     def __init__(self, path: str | Path, pci_device: PciDevice) -> None:
         self.path = str(path)
         self.pci = pci_device
-        self._client: socket.socket | None = None
-        self._parser = MessageParser()
-        self._out = bytearray()
+        self._client: Link | None = None
+        self._channels: list[Link] = []
+        pci_device.new_channel = self._new_channel
         self.clients = 0
         """Clients so far, refused ones not counted."""
         self._listener = self._listen()
@@ -474,14 +521,23 @@ class Server:
         """Descriptors to watch and the events to watch them for."""
         watched = [(self._listener.fileno(), select.POLLIN)]
         if self._client is not None:
-            # Who does not take replies gets no commands carried out.
-            watched.append((self._client.fileno(), select.POLLOUT if self._out else select.POLLIN))
+            watched.append(self._client.watched())
+        watched += [channel.watched() for channel in self._channels]
         return watched
 
     def handle(self) -> bool:
         """Do what there is to do, without waiting. True if anything was done."""
         done = self._serve_client()
+        for channel in list(self._channels):
+            done = self._serve_channel(channel) or done
         return self._accept() or done
+
+    def _new_channel(self) -> int:
+        if len(self._channels) >= CHANNELS_MAX:
+            raise OSError(errno.ENOSPC, f"there are {CHANNELS_MAX} channels already")
+        ours, theirs = socket.socketpair()
+        self._channels.append(Link(ours))
+        return theirs.detach()
 
     def _accept(self) -> bool:
         try:
@@ -497,8 +553,7 @@ class Server:
             log.warning("refused a second client on %s", self.path)
             client.close()
             return True
-        client.setblocking(False)
-        self._client = client
+        self._client = Link(client)
         self.clients += 1
         log.info("client connected to %s", self.path)
         return True
@@ -506,13 +561,21 @@ class Server:
     def _serve_client(self) -> bool:
         done = False
         for _ in range(MESSAGES_PER_TURN):
-            if self._client is None or not self._flush():
+            link = self._client
+            if link is None:
                 break
             try:
-                if not self._receive():
+                if not link.flush() or (messages := link.receive()) is None:
                     break
+                for message in messages:
+                    reply = self.pci.execute(message)
+                    passing, self.pci.passing = self.pci.passing, []
+                    link.put(reply, passing)
             except ProtocolError as error:
                 log.warning("closing the connection on %s: %s", self.path, error)
+                self.drop()
+            except EndOfLinkError:
+                log.info("client on %s has gone", self.path)
                 self.drop()
             except OSError as error:
                 log.info("lost the client on %s: %s", self.path, error)
@@ -520,52 +583,37 @@ class Server:
             done = True
         return done
 
-    def _receive(self) -> bool:
-        """Read up to one step of a message; False when nothing is there."""
-        assert self._client is not None
-        try:
-            data, ancillary, flags, _ = self._client.recvmsg(
-                self._parser.wanted, socket.CMSG_SPACE(4 * FDS_MAX), socket.MSG_CMSG_CLOEXEC
-            )
-        except BlockingIOError:
-            return False
-        fds = array.array("i")
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-        messages = []
-        if data:
-            # Even too many are taken over here, so that they get closed.
-            messages = self._parser.feed(data, fds)
-        if flags & socket.MSG_CTRUNC:
-            raise ProtocolError(f"a message must have at most {FDS_MAX} descriptors")
-        if not data:
-            log.info("client on %s has gone", self.path)
-            self.drop()
-            return True
-        for message in messages:
-            self._out += self.pci.execute(message)
-            if len(self._out) > OUT_BYTES_MAX:
-                raise ProtocolError(f"the client leaves {len(self._out)} bytes of replies unread")
-        return True
-
-    def _flush(self) -> bool:
-        """Send what waits; True when nothing is left."""
-        while self._out and self._client is not None:
+    def _serve_channel(self, channel: Link) -> bool:
+        done = False
+        for _ in range(MESSAGES_PER_TURN):
+            if channel not in self._channels:  # it went with the client
+                break
             try:
-                sent = self._client.send(self._out)
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                log.info("lost the client on %s: %s", self.path, error)
-                self.drop()
-                return False
-            del self._out[:sent]
-        return True
+                if not channel.flush() or (messages := channel.receive()) is None:
+                    break
+                for message in messages:
+                    channel.put(self.pci.execute_on_channel(message))
+            except (ProtocolError, EndOfLinkError, OSError) as error:
+                if isinstance(error, ProtocolError):
+                    log.warning("closing a channel of %s: %s", self.path, error)
+                self._channels.remove(channel)
+                channel.close()
+            done = True
+        return done
+
+    @property
+    def channels(self) -> int:
+        """Channels that are open."""
+        return len(self._channels)
 
     def flush(self) -> None:
         """Send replies as far as the client takes them."""
-        self._flush()
+        if self._client is not None:
+            try:
+                self._client.flush()
+            except OSError as error:
+                log.info("lost the client on %s: %s", self.path, error)
+                self.drop()
 
     def drop(self) -> None:
         """End the connection, if there is one, and put the device back as it was."""
@@ -573,9 +621,9 @@ class Server:
             return
         self._client.close()
         self._client = None
-        self._parser.discard()
-        self._parser = MessageParser()
-        self._out.clear()
+        for channel in self._channels:
+            channel.close()
+        self._channels.clear()
         self.pci.disconnect()
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 __all__ = [
+    "CHANNELS",
     "HEADER_BYTES",
     "MAX_DATA_XFER_SIZE_DEFAULT",
     "MAX_DMA_MAPS_DEFAULT",
@@ -50,6 +51,8 @@ __all__ = [
     "RegionIoFds",
     "RegionWriteMulti",
     "RegionWriteMultiEntry",
+    "SubRegion",
+    "SubRegionType",
     "Version",
     "command_message",
     "error_message",
@@ -119,6 +122,20 @@ class Region(enum.IntEnum):
 
 
 NUM_REGIONS = 9
+
+
+class SubRegionType(enum.IntEnum):
+    """`SubRegion.type`."""
+
+    IOEVENTFD = 0
+    IOREGIONFD = 1
+    CHANNEL = 0x8000_0001
+    """Not of the specification: a stream socket that takes REGION_READ and REGION_WRITE of this region, so that several
+    processes can use one device. A new one comes with every request, to clients that proposed `CHANNELS`."""
+
+
+CHANNELS = "register_channels"
+"""Name in the version data: whether there are descriptors of `SubRegionType.CHANNEL`."""
 
 
 class Irq(enum.IntEnum):
@@ -296,6 +313,19 @@ class RegionIoFds(_Struct, layout="IIII"):
     flags: int
     index: int
     count: int = 0
+
+
+@dataclass(frozen=True)
+class SubRegion(_Struct, layout="QQIIIIQ"):
+    """A part of a region that a descriptor stands for, in the reply to DEVICE_GET_REGION_IO_FDS."""
+
+    offset: int
+    size: int
+    fd_index: int
+    type: int
+    flags: int = 0
+    padding: int = 0
+    user_data: int = 0
 
 
 @dataclass(frozen=True)

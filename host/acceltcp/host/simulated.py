@@ -152,6 +152,9 @@ class SimulatedTransport(Transport):
     def reset(self) -> None:
         self._get().reset()
 
+    def share(self, memory: int) -> Transport:
+        return self._get().share(memory)
+
     def fileno(self) -> int | None:
         return self._inner.fileno() if self._inner is not None else None
 

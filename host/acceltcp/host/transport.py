@@ -59,6 +59,15 @@ class Transport(ABC):
     def check(self) -> None:  # noqa: B027 - a device that cannot go away has nothing to say
         """Raise `DeviceLostError` if the device has gone away."""
 
+    def share(self, memory: int) -> Transport:
+        """The same device for another process that is forked after this: registers, `memory` bytes to map (whole
+        pages; they stay mapped until this transport is closed, and they outlive the process), and the
+        interrupts that have been enabled.
+
+        The other process closes what it got; so does this one, once it has forked.
+        """
+        raise DeviceError(f"{self.description} cannot be shared between processes.")
+
 
 def split_spec(spec: str) -> tuple[str, str, dict[str, str]]:
     """`scheme:rest?key=value&...` as its three parts. Raises `DeviceError`."""

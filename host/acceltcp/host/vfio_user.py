@@ -3,6 +3,9 @@
 Registers are REGION_READ and REGION_WRITE of BAR 0, writes posted (no reply asked for);
 memory is a memfd whose descriptor goes along with DMA_MAP; interrupts are eventfds handed
 over by DEVICE_SET_IRQS. One request is outstanding at a time; each reply has a time limit.
+
+The socket is one stream with one reader, so processes that share the device have a channel each
+(`SubRegionType.CHANNEL`): a socket for accesses to registers and nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import time
 
 from acceltcp.abi import pci
 from acceltcp.abi.vfio_user import (
+    CHANNELS,
     HEADER_BYTES,
     MAX_MSG_FDS_DEFAULT,
     VERSION_MAJOR,
@@ -37,6 +41,9 @@ from acceltcp.abi.vfio_user import (
     RegionAccess,
     RegionFlag,
     RegionInfo,
+    RegionIoFds,
+    SubRegion,
+    SubRegionType,
     Version,
     command_message,
     pack_version_data,
@@ -77,9 +84,9 @@ class VfioUserTransport(Transport):
         self._eventfds: list[int] = []
         self._max_fds = MAX_MSG_FDS_DEFAULT
         self._lost: str | None = None
-        self._socket: socket.socket | None = _connect(path, timeout)
-        self._poll = select.poll()
-        self._poll.register(self._socket, select.POLLIN)
+        self._early = b""
+        self._has_channels = False
+        self._begin(_connect(path, timeout))
         try:
             self._negotiate()
             self._identify()
@@ -87,11 +94,16 @@ class VfioUserTransport(Transport):
             self.close()
             raise
 
+    def _begin(self, link: socket.socket) -> None:
+        self._socket: socket.socket | None = link
+        self._poll = select.poll()
+        self._poll.register(link, select.POLLIN)
+
     # -- set-up ------------------------------------------------------------------------
 
     def _negotiate(self) -> None:
         ours = Version(VERSION_MAJOR, VERSION_MINOR)
-        capabilities = pack_version_data({"max_msg_fds": 8})
+        capabilities = pack_version_data({"max_msg_fds": 8, CHANNELS: True})
         reply = self._request(Command.VERSION, ours.pack() + capabilities)
         try:
             theirs = Version.unpack(reply)
@@ -106,6 +118,7 @@ class VfioUserTransport(Transport):
         fds = granted.get("max_msg_fds", MAX_MSG_FDS_DEFAULT)
         if isinstance(fds, int) and fds >= 1:
             self._max_fds = min(fds, 64)
+        self._has_channels = granted.get(CHANNELS) is True
 
     def _identify(self) -> None:
         info = DeviceInfo.unpack(self._request(Command.DEVICE_GET_INFO, DeviceInfo(DeviceInfo.byte_size).pack()))
@@ -201,6 +214,19 @@ class VfioUserTransport(Transport):
         if self._can_reset:
             self._request(Command.DEVICE_RESET, b"")
 
+    def share(self, memory: int) -> Transport:
+        if not self._has_channels:
+            raise DeviceError(f"{self.description} takes no other process beside this one.")
+        region = self.map_memory(memory)
+        size = RegionIoFds.byte_size + SubRegion.byte_size
+        request = RegionIoFds(size, 0, pci.BAR_REGISTERS).pack()
+        reply, fds = self._request_fds(Command.DEVICE_GET_REGION_IO_FDS, request, 1)
+        if len(reply) != size or len(fds) != 1 or SubRegion.unpack(reply, RegionIoFds.byte_size).type != SubRegionType.CHANNEL:
+            for fd in fds:
+                os.close(fd)
+            raise DeviceError(f"{self.description} gave no channel.")
+        return _Channel(socket.socket(fileno=fds[0]), region, self._eventfds, self._timeout, self.description)
+
     def fileno(self) -> int | None:
         return self._socket.fileno() if self._socket is not None else None
 
@@ -236,6 +262,25 @@ class VfioUserTransport(Transport):
         self._send(command_message(msg_id, command, payload), fds)
         return self._receive_reply(msg_id, command)
 
+    def _request_fds(self, command: Command, payload: bytes, most: int) -> tuple[bytes, list[int]]:
+        """As `_request`, for a reply with up to `most` descriptors."""
+        msg_id = self._msg_id = (self._msg_id + 1) & 0xFFFF
+        self._send(command_message(msg_id, command, payload))
+        assert self._socket is not None
+        if not self._poll.poll(self._timeout * 1000):
+            raise self._lose(f"it did not answer within {self._timeout:g} s")
+        try:  # they come with the first byte of the reply
+            peeked, fds, _, _ = socket.recv_fds(self._socket, 1, most, socket.MSG_CMSG_CLOEXEC)
+        except OSError as error:
+            raise self._lose(error.strerror or str(error)) from None
+        self._early = peeked
+        try:
+            return self._receive_reply(msg_id, command), fds
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+
     def _lose(self, reason: str) -> DeviceLostError:
         self._lost = reason
         return DeviceLostError(f"{self.description} went away: {reason}.")
@@ -258,7 +303,7 @@ class VfioUserTransport(Transport):
 
     def _receive_exactly(self, count: int, deadline: float) -> bytes:
         assert self._socket is not None
-        data = b""
+        data, self._early = self._early, b""
         while len(data) < count:
             left = deadline - time.monotonic()
             if left <= 0 or not self._poll.poll(left * 1000 + 1):
@@ -301,6 +346,51 @@ class VfioUserTransport(Transport):
                 reason = os.strerror(header.error) if header.error else "no reason given"
                 raise DeviceError(f"{self.description} refused {command.name}: {reason}.")
             return body
+
+
+class _Channel(VfioUserTransport):
+    """What `share` gives: registers over a channel, a piece of memory, interrupts that somebody else has enabled."""
+
+    def __init__(
+        self, link: socket.socket, region: DmaRegion, eventfds: list[int], timeout: float, description: str
+    ) -> None:
+        self.description = description
+        self._timeout = timeout
+        self._msg_id = 0
+        self._lost = None
+        self._early = b""
+        self._region = region
+        self._used = 0
+        self._eventfds = eventfds
+        link.settimeout(timeout)
+        self._begin(link)
+
+    def map_memory(self, size: int) -> DmaRegion:
+        size = align_up(size, PAGE)
+        start, end = self._used, self._used + size
+        if end > self._region.size:
+            raise DeviceError(
+                f"{self.description}: this process has {self._region.size} bytes of memory for the device, "
+                f"{self._region.size - start} of them free, which are too few for {size}."
+            )
+        self._used = end
+        return DmaRegion(self._region.view[start:end], self._region.address + start, size)
+
+    def enable_interrupts(self, count: int) -> list[int]:
+        if not 1 <= count <= len(self._eventfds):
+            raise DeviceError(f"{self.description} has {len(self._eventfds)} interrupts enabled, not {count}.")
+        return self._eventfds[:count]
+
+    def reset(self) -> None:
+        raise DeviceError(f"{self.description} is shared: only who opened it can reset it.")
+
+    def share(self, memory: int) -> Transport:
+        raise DeviceError(f"{self.description} is shared: only who opened it can share it.")
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
 
 def _connect(path: str, timeout: float) -> socket.socket:

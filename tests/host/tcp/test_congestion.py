@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from acceltcp.host.tcp.congestion import (
     Reno,
     make,
 )
+from acceltcp.host.tcp.scoreboard import RECOVERED, Scoreboard
 
 MSS = 1000
 NAMES = sorted(CONGESTION_CONTROLS)
@@ -485,3 +487,82 @@ def test_prr_slow_start_after_heavy_loss():
     assert prr.acked(2 * MSS, 5 * MSS, 70 * MSS, MSS, True) == 3 * MSS
     prr.sent(3 * MSS)
     assert prr.acked(2 * MSS, 6 * MSS, 70 * MSS, MSS, False) == 2 * MSS
+
+
+# -- all together ------------------------------------------------------------------------
+
+
+def average_window(name: str, rtt: float, every: int, transmissions: int, ssthresh: int) -> float:
+    """Segments delivered per round trip by a greedy sender whose every `every`-th transmission is lost, on a path with nothing but
+    delay; the first half of the transmissions is not counted, and slow start ends at `ssthresh` segments. Sending is up to cwnd, in recovery up to what PRR allows."""
+    cc, prr, board = make(name, MSS, 10 * MSS), Prr(), Scoreboard(MSS, True, 0)
+    cc.ssthresh = ssthresh * MSS
+    acks: deque[tuple[float, int]] = deque()  # (when its acknowledgment is here, first byte)
+    have: set[int] = set()  # of the receiver, out of order
+    ack = 0
+    sent = 0
+    now = began = 0.0
+    began_at = 0
+
+    def out(start: int) -> None:
+        nonlocal sent
+        sent += 1
+        if sent % every:
+            acks.append((now + rtt, start))
+
+    def room() -> bool:
+        return prr.allowed > 0 if board.recovering else board.in_flight + MSS <= cc.cwnd
+
+    while sent < transmissions:
+        while room():
+            entry = board.next_lost()
+            if entry is None:
+                start = board.high
+                board.sent(start, start + MSS, now)
+            else:
+                start = entry.start
+                board.resent(entry, now)
+            if board.recovering:
+                prr.sent(MSS)
+            out(start)
+        assert acks, "nothing in flight and nothing may be sent"
+        now, start = acks.popleft()
+        have.add(start)
+        while ack in have:
+            have.discard(ack)
+            ack += MSS
+        # No acknowledgment is lost, so each needs to tell of its own segment only.
+        blocks = [(start, start + MSS)] if start > ack else []
+        flight = board.high - board.una
+        limited = flight >= cc.cwnd - MSS
+        recover_fs = flight - board.sacked_bytes
+        board.acked(ack, blocks, now, rtt)
+        before = board.lost_bytes
+        due = board.detect(now, rtt, rtt)
+        assert due is None or due <= now + 2 * rtt
+        if board.news & RECOVERED:
+            cc.recovered(now)
+        elif board.recovering or board.lost_bytes:
+            if not board.recovering:
+                cc.lost(flight, now)
+                board.recover()
+                prr.begin(recover_fs, MSS)
+            prr.acked(board.delivered, board.in_flight, cc.ssthresh, MSS, bool(board.newly_acked) and board.lost_bytes <= before)
+        elif board.newly_acked:
+            cc.acked(board.newly_acked, board.in_flight, now, board.rtt, rtt, limited)
+        if not began and sent >= transmissions // 2:
+            began, began_at = now, board.una
+    return (board.una - began_at) / MSS / ((now - began) / rtt)
+
+
+@pytest.mark.parametrize("every", [100, 1000, 10_000])
+@pytest.mark.parametrize("name", NAMES)
+def test_average_windows_are_those_of_the_formulas(name, every):
+    """RTT 0.1 s. Reno: RFC 9438 section 4.3, sqrt(alpha * (1 + beta) / (2 * (1 - beta) * p)); CUBIC section 5.1, where Reno is not faster."""
+    p, rtt = 1 / every, 0.1
+    window = math.sqrt(1.5 / p)
+    if name == "cubic":
+        window = max(window, (C * (3 + BETA) / (4 * (1 - BETA))) ** 0.25 * (rtt / p) ** 0.75)
+    found = average_window(name, rtt, every, max(every * 32, 20_000), 2 * round(window))
+    print(f"{found:.1f} segments, formula: {window:.1f}")
+    assert found == pytest.approx(window, rel=0.15)

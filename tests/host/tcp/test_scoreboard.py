@@ -235,6 +235,19 @@ def test_lost_retransmission():
     assert entry.lost and entry.resent == 1 and lost(board) == [0]
 
 
+def test_an_acknowledged_retransmission_tells_of_what_was_sent_before_it():
+    """0 and 1 again at 0.1, acknowledged with the SACKed 2: so 3, sent at 0 and not acknowledged, is lost. No SACK block is left to say so."""
+    board = filled(4, gap=0.0)
+    board.acked(0, (block(2, 2),), 0.05)
+    board.detect(0.1, RTT, 0.02)
+    for _ in range(2):
+        board.resent(board.next_lost(), 0.1)
+    board.acked(30, (), 0.2, 0.02)
+    assert not board.calm
+    board.detect(0.2, RTT, 0.02)
+    assert lost(board) == [3]
+
+
 def test_reordering_seen_makes_it_wait():
     board = filled(10)
     board.acked(0, (block(1, 4),), 0.105)
@@ -765,6 +778,45 @@ Machine.TestCase.settings = settings(
     max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestAgainstModel = Machine.TestCase
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_long_lives_against_the_model(seed):
+    """What chance rarely builds in a few steps: long flights, often reordered, lost again and probed, with the windows of real ones."""
+    rng = random.Random(seed)
+    print(f"seed {seed}")
+    both = Machine()
+    both.begin()
+    for _ in range(250):
+        borders = [both.model.una] + [segment["end"] for segment in both.model.segments]
+        what = rng.random()
+        if what < 0.25 and len(borders) < 40:
+            both.send([rng.randint(1, MSS) for _ in range(rng.randint(1, 12))], rng.choice([0.0, 0.001, 0.005]))
+        elif what < 0.40:
+            both.wait(rng.choice([0.001, 0.005, 0.02]))
+        elif what < 0.65:
+            steps = rng.choice([0, 0, 0, rng.randint(1, 3), rng.randint(1, len(borders))])
+            ack = borders[min(steps, len(borders) - 1)]
+            blocks = []
+            for _ in range(rng.randint(0, 3)):
+                left = rng.randrange(len(borders))
+                blocks.append((borders[left], borders[min(left + rng.randint(1, 4), len(borders) - 1)]))
+            if rng.random() < 0.1:
+                blocks.insert(0, (max(both.model.una - 20, 0), both.model.una))
+            both.acknowledge(ack, blocks, back=rng.choice([float("inf"), 0.0, 0.03, 0.1]))
+        elif what < 0.85:
+            both.detect(rng.choice([0.02, 0.1]))
+        elif what < 0.96:
+            both.repeat(rng.randint(1, 6))
+        elif what < 0.97:
+            both.probe()
+        elif what < 0.98:
+            both.recover()
+        elif what < 0.99:
+            both.undo()
+        elif both.model.segments:
+            both.time_out()
+        both.same()
 
 
 # -- through a network -------------------------------------------------------------------

@@ -47,6 +47,7 @@ _TARGET_AT, _OPTIONS_AT = 8, 24
 _SOLICITED_NODE = b"\xff\x02" + bytes(9) + b"\x01\xff"
 _BROADCAST_MAC = b"\xff" * 6
 _NEVER = float("inf")
+_NO_TIMER = -1
 _HEAP_SLACK = 64
 
 
@@ -153,17 +154,8 @@ class Neighbour:
     """What is known of one address. `header` begins frames to it: its MAC, ours, the EtherType."""
 
     __slots__ = (
-        "address",
-        "asker",
-        "changed_at",
-        "confirmed_at",
-        "deadline",
-        "header",
-        "mac",
-        "state",
-        "tries",
-        "used_at",
-    )
+        "address", "asker", "changed_at", "confirmed_at", "header", "mac", "state", "timer", "tries", "used_at",
+    )  # fmt: skip
 
     def __init__(self, address: bytes, asker: bytes, now: float) -> None:
         self.address = address
@@ -171,7 +163,8 @@ class Neighbour:
         self.state = _INCOMPLETE
         self.mac: bytes | None = None
         self.header: bytes | None = None
-        self.deadline = _NEVER
+        self.timer = _NO_TIMER
+        """Number of the timer that runs for this entry."""
         self.tries = 0
         self.confirmed_at = self.changed_at = -_NEVER
         self.used_at = now
@@ -275,7 +268,11 @@ class NeighbourCache:
         return entry
 
     def _evict(self) -> None:
-        oldest = min((e for e in self._ours.values() if e.state is not _PERMANENT), key=lambda e: e.used_at)
+        # Those that somebody waits for go last.
+        oldest = min(
+            (entry for entry in self._ours.values() if entry.state is not _PERMANENT),
+            key=lambda entry: (entry.state is _INCOMPLETE, entry.used_at),
+        )
         if oldest.state is _INCOMPLETE:
             self._given_up.append(oldest.address)
         self._drop(oldest)
@@ -356,6 +353,8 @@ class NeighbourCache:
             self._learn(entry, mac, now)
             self._doubt(entry)
             self._moved(entry)
+        elif address in self._strangers:
+            self._strangers[address] = self._strangers.pop(address)  # the one who asked last goes last
 
     # -- changes of state --------------------------------------------------------------------
 
@@ -372,11 +371,11 @@ class NeighbourCache:
         if entry.state is not _PERMANENT:
             entry.state = _REACHABLE
             entry.confirmed_at = now
-            entry.deadline = _NEVER
+            entry.timer = _NO_TIMER
 
     def _doubt(self, entry: Neighbour) -> None:
         entry.state = _STALE
-        entry.deadline = _NEVER
+        entry.timer = _NO_TIMER
 
     def _tell(self, entry: Neighbour) -> None:
         self.stats["found"] += 1
@@ -388,17 +387,17 @@ class NeighbourCache:
             self._found(entry.address)
 
     def _drop(self, entry: Neighbour) -> None:
-        entry.deadline = _NEVER
+        entry.timer = _NO_TIMER
         del self._ours[entry.address]
 
     # -- time --------------------------------------------------------------------------------
 
     def _arm(self, entry: Neighbour, when: float) -> None:
-        entry.deadline = when
+        entry.timer = next(self._order)
         heap = self._heap
-        heapq.heappush(heap, (when, next(self._order), entry))
+        heapq.heappush(heap, (when, entry.timer, entry))
         if len(heap) > 2 * len(self._ours) + _HEAP_SLACK:
-            self._heap = [item for item in heap if item[0] == item[2].deadline]
+            self._heap = [item for item in heap if item[1] == item[2].timer]
             heapq.heapify(self._heap)
 
     def _ask(self, entry: Neighbour, now: float) -> None:
@@ -413,7 +412,7 @@ class NeighbourCache:
         if self._given_up:
             return -_NEVER
         heap = self._heap
-        while heap and heap[0][0] != heap[0][2].deadline:
+        while heap and heap[0][1] != heap[0][2].timer:
             heapq.heappop(heap)
         return heap[0][0] if heap else None
 
@@ -422,8 +421,8 @@ class NeighbourCache:
         given_up, self._given_up = self._given_up, []
         heap = self._heap
         while heap and heap[0][0] <= now:
-            at, _, entry = heapq.heappop(heap)
-            if at != entry.deadline:
+            _, timer, entry = heapq.heappop(heap)
+            if timer != entry.timer:
                 continue
             if entry.state is _DELAY:
                 entry.state = _PROBE
@@ -436,5 +435,10 @@ class NeighbourCache:
                 given_up.append(entry.address)
             heap = self._heap
         for address in given_up:
-            self.stats["failed"] += 1
-            self._failed(address)
+            # It may have been asked for again meanwhile: by us, and who waits is told later, or the other way round.
+            known = self._ours.get(address) or self._strangers.get(address)
+            if known is None:
+                self.stats["failed"] += 1
+                self._failed(address)
+            elif known.header is not None:
+                self._tell(known)

@@ -75,8 +75,8 @@ _NEVER = float("inf")
 class Network:
     """The network layer of one MAC port; the module's text says how to use it.
 
-    addresses: ours. send: takes a frame and a MAC port, returns whether there was room for it. routes: see
-    `RouteTable`. neighbours: address -> MAC for those that shall not be asked, like {"10.0.0.1": "02:00:00:00:00:01"}. mtu: largest IP
+    addresses: ours. send: takes a frame and a MAC port, returns whether it was taken (not if it is too long, or the ring is
+    full). routes: see `RouteTable`. neighbours: address -> MAC for those that shall not be asked, like {"10.0.0.1": "02:00:00:00:00:01"}. mtu: largest IP
     packet of the link. port: MAC port. clock: gives the time when `resolve` and its like are called without.
     Raises `ValueError` for routes and neighbours that make no sense.
     """
@@ -98,24 +98,13 @@ class Network:
         self.port = port
         self.on_neighbour_found: Callable[[bytes], None] = lambda next_hop: None
         self.on_neighbour_failed: Callable[[bytes], None] = lambda next_hop: None
-        self.on_tcp_error: Callable[[IcmpErrorKind, int, bytes, int], bool] = lambda kind, mtu, key, seq: (
-            False
-        )
+        self.on_tcp_error: Callable[[IcmpErrorKind, int, bytes, int], bool] = _disbelieve
         self.routes = RouteTable(addresses, routes, mtu, port)
         self.path_mtus = PathMtus()
         self.responder = Responder(addresses, self._asked)
         self._counts = dict.fromkeys(
-            (
-                "malformed",
-                "icmp_errors",
-                "icmp_foreign",
-                "icmp_disbelieved",
-                "path_mtus",
-                "conflicts",
-                "unsent",
-            ),
-            0,
-        )
+            ("malformed", "icmp_errors", "icmp_foreign", "icmp_disbelieved", "path_mtus", "conflicts", "unsent"), 0
+        )  # fmt: skip
         self._send = send
         self._clock = clock
         self._now = 0.0
@@ -145,9 +134,7 @@ class Network:
         Raises `OSError`: ENETUNREACH when nothing leads there, EADDRNOTAVAIL when `local` is not ours.
         """
         route = self.routes.route(remote, local)
-        known = self.path_mtus.get(remote, self._clock())
-        if known is not None and known < route.mtu:
-            route.mtu = known
+        route.mtu = self.path_mtu(remote)
         return route
 
     def resolve(self, route: Route, now: float | None = None) -> bytes | None:
@@ -161,8 +148,8 @@ class Network:
         self.neighbours.confirm(next_hop, self._clock() if now is None else now)
 
     def path_mtu(self, remote: bytes, now: float | None = None) -> int:
-        """Largest IP packet that is believed to reach `remote`; the link's MTU where nothing else is known."""
-        mtu = self.mtu
+        """Largest IP packet that is believed to reach `remote`; the route's or the link's MTU where nothing else is known."""
+        mtu = self.routes.mtu(remote)
         known = self.path_mtus.get(remote, self._clock() if now is None else now)
         return mtu if known is None or known > mtu else known
 
@@ -322,6 +309,10 @@ class Network:
             for frame in self.responder.announcements():
                 self._out(frame, self.port)
         self.neighbours.run_timers(now)
+
+
+def _disbelieve(kind: IcmpErrorKind, mtu: int, key: bytes, seq: int) -> bool:
+    return False
 
 
 def _address(text: str) -> bytes:

@@ -162,6 +162,11 @@ class RouteTable:
         entry = self._lookup(packed)
         return entry is not None and entry.via is None
 
+    def mtu(self, remote: bytes) -> int:
+        """Largest IP packet that the route to an address takes; the link's where there is no route."""
+        entry = self._lookup(remote)
+        return self._mtu if entry is None or entry.mtu is None else min(entry.mtu, self._mtu)
+
     @staticmethod
     def _unusable(entry: _Entry | None, packed: bytes) -> str:
         """Why no TCP connection goes to this address; empty: one may."""
@@ -210,8 +215,7 @@ class RouteTable:
                 reason = "cannot be reached: we have no address of that version"
         if reason or chosen is None or entry is None:
             raise OSError(errno.ENETUNREACH, f"{os.strerror(errno.ENETUNREACH)}: {_text(remote)} {reason}")
-        mtu = self._mtu if entry.mtu is None else min(entry.mtu, self._mtu)
-        return Route(remote, chosen.ip.packed, hop, self._asker(hop, chosen), self._port, mtu)
+        return Route(remote, chosen.ip.packed, hop, self._asker(hop, chosen), self._port, self.mtu(remote))
 
     def _source(self, remote: bytes, hop: bytes) -> Interface | None:
         """RFC 6724 section 5; of equals the first configured."""

@@ -335,8 +335,8 @@ def make(name: str, mss: int, initial_window: int) -> CongestionControl:
 class Prr:
     """Proportional rate reduction (RFC 9937, successor of RFC 6937) for one recovery at a time. RFC 9937 calls `allowed` SndCnt.
 
-    allowed: bytes that may be sent now. In recovery a sender sends lost segments first, then new data, while it has
-    `allowed` >= the segment's size or (so that a rounded-down rest does not stall it) `allowed` > 0; after each `sent`.
+    allowed: bytes that may be sent now. In recovery a sender sends lost segments first, then new data, while `allowed` > 0, and tells
+    `sent`. The last segment may be larger than what is allowed (a small rest must not stall it): what comes next takes it into account.
     """
 
     __slots__ = ("allowed", "delivered", "out", "recover_fs")

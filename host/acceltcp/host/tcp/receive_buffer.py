@@ -38,6 +38,9 @@ class ReceiveBuffer:
     def __len__(self) -> int:
         return self._size
 
+    def __bytes__(self) -> bytes:
+        return self.peek(self._size)
+
     def append(self, view: memoryview) -> None:
         """Add data at the end; copied once, the view may die."""
         size = len(view)

@@ -152,7 +152,7 @@ class Scoreboard:
         # All segments in order of their numbers; those before _head are acknowledged.
         self._entries: list[Sent] = []
         self._head = 0
-        # Above it is nothing SACKed, lost or sent again: an acknowledgment is simple arithmetic.
+        # Above it is nothing SACKed, lost, sent again or sent before something was sent again: an acknowledgment is simple arithmetic.
         self._marked_until = una
         # Runs of SACKed segments: disjoint, not adjacent, ascending; ends on borders of segments.
         self._left: list[int] = []
@@ -168,7 +168,7 @@ class Scoreboard:
         self._rack_at = -1.0
         self._rack_end = una
         self._rack_rtt = 0.0
-        self._fack = una
+        self._fack = una  # may lag behind una: what is in flight ends above either
         self._cursor = 0
         self._resent: deque[tuple[Sent, int]] = deque()
         self._mult = 1
@@ -190,7 +190,7 @@ class Scoreboard:
 
     @property
     def calm(self) -> bool:
-        """Nothing in flight is SACKed, lost or sent again: neither `detect` nor `next_lost` has anything to say."""
+        """Nothing in flight is SACKed, lost, sent again or older than something sent again: neither `detect` nor `next_lost` has anything to say."""
         return self.una >= self._marked_until
 
     # -- sending -------------------------------------------------------------------------
@@ -220,8 +220,7 @@ class Scoreboard:
             self._episode_dups += 1
             if self._episode_first == _UNKNOWN:
                 self._episode_first = now
-        if entry.end > self._marked_until:
-            self._marked_until = entry.end
+        self._marked_until = self.high  # when it arrives, whatever went out before it should have
         self._resent.append((entry, entry.resent))
 
     def next_lost(self) -> Sent | None:
@@ -245,9 +244,7 @@ class Scoreboard:
         rest = Sent(entry.start + self.mss, entry.end, entry.sent_at)
         rest.copies, rest.resent = 0, entry.resent
         entry.end = rest.start
-        entries.insert(at, rest)
-        if at <= self._cursor:
-            self._cursor += 1
+        entries.insert(at, rest)  # before _cursor maybe, which then looks at a segment once more: no harm
         self._push(rest)
 
     def last(self) -> Sent | None:
@@ -290,8 +287,6 @@ class Scoreboard:
                 self._rack_end = latest.end
             else:
                 self.rtt = 0.0
-            if ack > self._fack:
-                self._fack = ack
             if at == count:
                 entries.clear()
                 self._head = self._cursor = 0

@@ -46,11 +46,15 @@ _EOL, _NOP, _MSS, _WSCALE, _SACK_PERMITTED, _SACK, _TIMESTAMPS = (
 )  # fmt: skip
 _LENGTHS = {int(kind): kind.length for kind in TCPOption if kind.length > 1}
 """Options that have one length only."""
-_BLOCKS = {2 + 8 * count: struct.Struct(f"!{2 * count}I") for count in range(1, 5)}
-"""SACK options by length: one to four blocks."""
+_TIMESTAMPS_LENGTH = TCPOption.TIMESTAMPS.length
+_SACK_LENGTHS = (10, 18, 26, 34)
+"""One to four blocks."""
+_SACK_PREFIX = bytes((_NOP, _NOP, _SACK))
 
 _ECN = 3
 _ECT0, _CE = 2, 3
+_ECN_IPV6, _CE_IPV6 = _ECN << 4, _CE << 4
+"""In the first half-word of the header."""
 TS_PREFIX = bytes([TCPOption.NOP, TCPOption.NOP, TCPOption.TIMESTAMPS, TCPOption.TIMESTAMPS.length])
 TS_OPTION = struct.Struct("!4sII")
 _TS_PREFIX = int.from_bytes(TS_PREFIX, "big")
@@ -62,19 +66,26 @@ assert _MIDDLE_AT + _TCP_MIDDLE.size == TCP.size
 _PAIR = struct.Struct("!II")
 _U16 = struct.Struct("!H")
 
-# All of a frame's headers in one go, for what comes most: no VLAN tag, no IP options or extension headers, and a
-# timestamp as the only TCP option. Source MAC; type of service (IPv4) or first half-word (IPv6); IP's length;
-# addresses and ports; TCP from sequence to urgent pointer; three words of options.
-_FRAME_IPV4 = struct.Struct("!6x6s2x" "xBH8x12s" "IIHH2xHIII")
-_FRAME_IPV6 = struct.Struct("!6x6s2x" "H2xH2x36s" "IIHH2xHIII")
+# All of a frame's headers in one go, where there are no IP options or extension headers: source MAC; type of service
+# (IPv4) or first half-word (IPv6); IP's length; addresses and ports; TCP from sequence to urgent pointer. With a VLAN tag or
+# without; and for what comes most, without one and with a timestamp as the only TCP option, three words of options.
+_IPV4_TCP, _IPV6_TCP = "xBH8x12sIIHH2xH", "H2xH2x36sIIHH2xH"
+_PLAIN_IPV4, _PLAIN_IPV6 = struct.Struct("!6x6s2x" + _IPV4_TCP), struct.Struct("!6x6s2x" + _IPV6_TCP)
+_TAGGED_IPV4, _TAGGED_IPV6 = struct.Struct("!6x6s6x" + _IPV4_TCP), struct.Struct("!6x6s6x" + _IPV6_TCP)
+_TIMED_IPV4, _TIMED_IPV6 = struct.Struct(_PLAIN_IPV4.format + "III"), struct.Struct(_PLAIN_IPV6.format + "III")
 _L4_IPV4, _L4_IPV6 = ETHERNET.size + IPV4.size, ETHERNET.size + IPV6.size
+_L4_TAGGED_IPV4, _L4_TAGGED_IPV6 = _L4_IPV4 + VLAN.size, _L4_IPV6 + VLAN.size
 _OFFSET_IPV4, _OFFSET_IPV6 = (l4 + TCP.byte_offset("data_offset") for l4 in (_L4_IPV4, _L4_IPV6))
-_DATA_IPV4, _DATA_IPV6 = _L4_IPV4 + TCP.size + TS_OPTION.size, _L4_IPV6 + TCP.size + TS_OPTION.size
 _OFFSET_TS = (TCP.size + TS_OPTION.size) // 4 << 4
-assert (_FRAME_IPV4.size, _FRAME_IPV6.size) == (_DATA_IPV4, _DATA_IPV6)
+_DATA_IPV4, _DATA_IPV6 = _L4_IPV4 + TCP.size + TS_OPTION.size, _L4_IPV6 + TCP.size + TS_OPTION.size
+assert (_TIMED_IPV4.size, _TIMED_IPV6.size) == (_DATA_IPV4, _DATA_IPV6)
+assert (_TAGGED_IPV4.size, _TAGGED_IPV6.size) == (_L4_TAGGED_IPV4 + TCP.size, _L4_TAGGED_IPV6 + TCP.size)
 
 _NO_DATA = memoryview(b"")
 _TCP_SIZE = TCP.size
+_WORDS_AT = 12
+"""Where the header's length in words stands in the half-word of offset and flags."""
+_LENGTH_AT_IPV4, _LENGTH_AT_IPV6 = IPV4.byte_offset("total_length"), IPV6.byte_offset("payload_length")
 
 
 class Segment:
@@ -100,80 +111,113 @@ class Segment:
         """Become the segment of another frame. view: the frame. l3, l4: where its IP and TCP headers begin."""
         self.sack: tuple[tuple[int, int], ...] = ()
         if ipv6:
-            if l4 == _L4_IPV6 and view[_OFFSET_IPV6] == _OFFSET_TS:
-                (
-                    self.mac, word, length, self.key, self.seq, self.ack, bits, self.window, self.urgent,
-                    prefix, self.tsval, self.tsecr,
-                ) = _FRAME_IPV6.unpack_from(view)  # fmt: skip
-                if prefix == _TS_PREFIX and not bits & SYN:
-                    self.flags = bits & 0xFF
-                    self.ce = word >> 4 & _ECN == _CE
-                    self.ts = True
-                    end = length + _L4_IPV6
-                    self.payload = view[_DATA_IPV6:end] if end > _DATA_IPV6 else _NO_DATA
-                    return
-        elif l4 == _L4_IPV4 and view[_OFFSET_IPV4] == _OFFSET_TS:
-            (
-                self.mac, tos, length, self.key, self.seq, self.ack, bits, self.window, self.urgent,
-                prefix, self.tsval, self.tsecr,
-            ) = _FRAME_IPV4.unpack_from(view)  # fmt: skip
-            if prefix == _TS_PREFIX and not bits & SYN:
-                self.flags = bits & 0xFF
-                self.ce = tos & _ECN == _CE
-                self.ts = True
-                end = length + ETHERNET.size
-                self.payload = view[_DATA_IPV4:end] if end > _DATA_IPV4 else _NO_DATA
-                return
-        self._parse(view, l3, l4, ipv6)
-
-    def _parse(self, view: memoryview, l3: int, l4: int, ipv6: bool) -> None:
-        """Any frame."""
-        self.seq, self.ack, bits, self.window, self.urgent = _TCP_MIDDLE.unpack_from(view, l4 + _MIDDLE_AT)
-        self.flags = flags = bits & 0xFF
-        data = l4 + (bits >> 12) * 4
-        self.mac = bytes(view[6:12])
-        if ipv6:
-            end = l3 + IPV6.size + (view[l3 + 4] << 8 | view[l3 + 5])
-            self.ce = view[l3 + 1] >> 4 & _ECN == _CE
-            self.key = bytes(view[l3 + 8 : l3 + IPV6.size]) + bytes(view[l4 : l4 + 4])
+            if l4 == _L4_IPV6:
+                if view[_OFFSET_IPV6] == _OFFSET_TS:
+                    (
+                        self.mac, word, length, self.key, self.seq, self.ack, bits, self.window, self.urgent,
+                        prefix, self.tsval, self.tsecr,
+                    ) = _TIMED_IPV6.unpack_from(view)  # fmt: skip
+                    if prefix == _TS_PREFIX and not bits & SYN:
+                        self.flags = bits & 0xFF
+                        self.ce = word & _ECN_IPV6 == _CE_IPV6
+                        self.ts = True
+                        end = length + _L4_IPV6
+                        self.payload = view[_DATA_IPV6:end] if end > _DATA_IPV6 else _NO_DATA
+                        return
+                else:
+                    self.mac, word, length, self.key, self.seq, self.ack, bits, self.window, self.urgent = (
+                        _PLAIN_IPV6.unpack_from(view)
+                    )
+                end = length + _L4_IPV6
+            elif l4 == _L4_TAGGED_IPV6:
+                self.mac, word, length, self.key, self.seq, self.ack, bits, self.window, self.urgent = (
+                    _TAGGED_IPV6.unpack_from(view)
+                )
+                end = length + _L4_TAGGED_IPV6
+            else:
+                word, length = _U16.unpack_from(view, l3)[0], _U16.unpack_from(view, l3 + _LENGTH_AT_IPV6)[0]
+                self.mac = bytes(view[6:12])
+                self.key = bytes(view[l3 + 8 : l3 + IPV6.size]) + bytes(view[l4 : l4 + _MIDDLE_AT])
+                self.seq, self.ack, bits, self.window, self.urgent = _TCP_MIDDLE.unpack_from(view, l4 + _MIDDLE_AT)
+                end = l3 + IPV6.size + length
+            self.ce = word & _ECN_IPV6 == _CE_IPV6
         else:
-            end = l3 + (view[l3 + 2] << 8 | view[l3 + 3])
-            self.ce = view[l3 + 1] & _ECN == _CE
-            self.key = bytes(view[l3 + 12 : l3 + IPV4.size]) + bytes(view[l4 : l4 + 4])
+            if l4 == _L4_IPV4:
+                if view[_OFFSET_IPV4] == _OFFSET_TS:
+                    (
+                        self.mac, tos, length, self.key, self.seq, self.ack, bits, self.window, self.urgent,
+                        prefix, self.tsval, self.tsecr,
+                    ) = _TIMED_IPV4.unpack_from(view)  # fmt: skip
+                    if prefix == _TS_PREFIX and not bits & SYN:
+                        self.flags = bits & 0xFF
+                        self.ce = tos & _ECN == _CE
+                        self.ts = True
+                        end = length + ETHERNET.size
+                        self.payload = view[_DATA_IPV4:end] if end > _DATA_IPV4 else _NO_DATA
+                        return
+                else:
+                    self.mac, tos, length, self.key, self.seq, self.ack, bits, self.window, self.urgent = (
+                        _PLAIN_IPV4.unpack_from(view)
+                    )
+            elif l4 == _L4_TAGGED_IPV4 and l3 == l4 - IPV4.size:
+                self.mac, tos, length, self.key, self.seq, self.ack, bits, self.window, self.urgent = (
+                    _TAGGED_IPV4.unpack_from(view)
+                )
+            else:
+                tos, length = view[l3 + 1], _U16.unpack_from(view, l3 + _LENGTH_AT_IPV4)[0]
+                self.mac = bytes(view[6:12])
+                self.key = bytes(view[l3 + 12 : l3 + IPV4.size]) + bytes(view[l4 : l4 + _MIDDLE_AT])
+                self.seq, self.ack, bits, self.window, self.urgent = _TCP_MIDDLE.unpack_from(view, l4 + _MIDDLE_AT)
+            end = l3 + length
+            self.ce = tos & _ECN == _CE
+        self.flags = bits & 0xFF
+        data = l4 + (bits >> _WORDS_AT) * 4
         self.payload = view[data:end] if end > data else _NO_DATA
         if data < l4 + _TCP_SIZE or data > end:
             self.flags, self.payload = MALFORMED, _NO_DATA
             data = l4 + _TCP_SIZE
         self.ts = False
         self.tsval = self.tsecr = 0
-        at = l4 + TCP.size
-        if flags & SYN:
-            self._options = bytes(view[at:data])
-        if data > at:
-            self._walk(view, at, min(data, len(view)))
+        if data > l4 + _TCP_SIZE:
+            self._walk(bytes(view[l4 + _TCP_SIZE : data]))
+        elif bits & SYN:
+            self._options = b""
 
-    def _walk(self, view: memoryview, at: int, end: int) -> None:
+    def _walk(self, options: bytes) -> None:
         """Timestamps and SACK blocks, wherever they stand; of duplicates the last."""
+        at, end = 0, len(options)
+        syn = self.flags & SYN
+        if syn:
+            self._options = options
+        elif end > TS_OPTION.size and options.startswith(TS_PREFIX):
+            # What most stacks send with SACK blocks.
+            self.ts = True
+            self.tsval, self.tsecr = _PAIR.unpack_from(options, len(TS_PREFIX))
+            at = TS_OPTION.size
+            if options.startswith(_SACK_PREFIX, at):
+                at += 2
         while at < end:
-            kind = view[at]
+            kind = options[at]
             if kind == _NOP:
                 at += 1
                 continue
             if kind == _EOL:
                 return
-            length = view[at + 1] if at + 1 < end else 0
-            if length < 2 or at + length > end or _LENGTHS.get(kind, length) != length:
+            length = options[at + 1] if at + 1 < end else 0
+            if length < 2 or at + length > end:
                 return
             if kind == _TIMESTAMPS:
-                self.ts = True
-                self.tsval, self.tsecr = _PAIR.unpack_from(view, at + 2)
-            elif kind == _SACK:
-                blocks = _BLOCKS.get(length)
-                if blocks is None:
+                if length != _TIMESTAMPS_LENGTH:
                     return
-                if not self.flags & SYN:
-                    edges = blocks.unpack_from(view, at + 2)
-                    self.sack = tuple(zip(edges[::2], edges[1::2], strict=True))
+                self.ts = True
+                self.tsval, self.tsecr = _PAIR.unpack_from(options, at + 2)
+            elif kind == _SACK:
+                if length not in _SACK_LENGTHS:
+                    return
+                if not syn:
+                    self.sack = tuple(_PAIR.iter_unpack(options[at + 2 : at + length]))
+            elif _LENGTHS.get(kind, length) != length:
+                return
             at += length
 
     def syn_options(self) -> SynOptions | None:
@@ -230,7 +274,7 @@ class SynOptions:
                 options.sack = True
             elif kind == _TIMESTAMPS:
                 options.tsval, options.tsecr = _PAIR.unpack_from(view, at + 2)
-            elif kind == _SACK and length not in _BLOCKS:
+            elif kind == _SACK and length not in _SACK_LENGTHS:
                 return None
             at += length
         return options
@@ -257,15 +301,12 @@ class SynOptions:
         return parts
 
 
-_LENGTH_AT_IPV4, _LENGTH_AT_IPV6 = IPV4.byte_offset("total_length"), IPV6.byte_offset("payload_length")
 _SIZES = {False: IPV4.size, True: IPV6.size}
 _ADDRESSES_AT = {False: IPV4.byte_offset("src"), True: IPV6.byte_offset("src")}
 _TX_FLAGS = {
     False: int(TxFlag.L4_CHECKSUM | TxFlag.IPV4_CHECKSUM),
     True: int(TxFlag.L4_CHECKSUM | TxFlag.IPV6),
 }
-_WORDS_AT = 12
-"""Where the header's length in words stands in the half-word of offset and flags."""
 _TTL = 64
 
 
