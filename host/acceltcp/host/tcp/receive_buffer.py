@@ -78,9 +78,6 @@ class ReceiveBuffer:
         self._size += size
         return True
 
-    def __bytes__(self) -> bytes:
-        return self.peek(self._size)
-
     def take(self, count: int) -> bytes:
         """Remove and return up to `count` bytes; all that there are when there are fewer. No copy is made when that is
         exactly a chunk. Raises `ValueError` for a negative count."""
