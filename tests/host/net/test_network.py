@@ -533,6 +533,16 @@ def test_malformed_errors(world, packet):
     assert not world.calls and not world.take() and world.net.stats()["malformed"] == 1
 
 
+def test_in_a_vlan_errors_count_and_neighbours_do_not(world):
+    world.resolve(P4)
+    world.resolve(P6)
+    for packet in (arp(), advertisement(), arp(op=2, psrc=V4), error4(ICMP(type=3, code=1), segment()),
+                   error6(ICMPv6DestUnreach(code=0), segment(FAR6))):  # fmt: skip
+        world.receive(packet.__class__(src=packet.src, dst=packet.dst) / Dot1Q(vlan=5) / packet.payload)
+    assert world.calls == [(K.HOST_UNREACHABLE, 0, key(FAR4, V4), 0x89ABCDEF), (K.NET_UNREACHABLE, 0, key(FAR6, V6), 0x89ABCDEF)]
+    assert world.state(P4) is INCOMPLETE and world.state(P6) is INCOMPLETE and world.net.stats()["conflicts"] == 0
+
+
 def test_errors_to_others(world):
     world.receive(error4(ICMP(type=3, code=1), segment(local="10.0.0.3"), dst="10.0.0.3"))
     world.receive(error6(ICMPv6DestUnreach(code=0), segment(FAR6, local="fd00::3"), dst="fd00::3"))

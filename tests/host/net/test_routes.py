@@ -210,3 +210,14 @@ def test_path_mtus_age_and_are_bounded():
     paths.learn(bytes([10, 0, 0, 9]), 1300, 200.0)
     paths.learn(bytes([10, 0, 0, 8]), 1300, 200.0)  # the one learned again is younger than .3
     assert paths.get(bytes([10, 0, 0, 2]), 200.0) == 1300 and paths.get(bytes([10, 0, 0, 3]), 200.0) is None
+
+
+def test_a_remembered_route_is_the_same_route():
+    routes = table(["10.0.0.2/24", "10.0.0.3/24", "fd00::2/64"], ["default via 10.0.0.1"])
+    for number in range(5000):  # more than are remembered
+        remote = str(ipaddress.ip_address(0x0B000000 + number))
+        for _ in range(2):
+            assert hop(routes, remote) == ("10.0.0.1", "10.0.0.2")
+            assert hop(routes, remote, "10.0.0.3") == ("10.0.0.1", "10.0.0.3")
+            assert refused(routes, remote, "10.0.0.9") == errno.EADDRNOTAVAIL
+    assert len(routes._found) <= 4096

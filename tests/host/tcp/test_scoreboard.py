@@ -519,6 +519,18 @@ def test_probe_was_not_needed():
     assert not board.news
 
 
+def test_duplicate_without_blocks_ends_the_probe():
+    """Section 7.4.2 case 2: a peer that sends no DSACK had the segment already."""
+    board = probing()
+    board.acked(30, (), 1.05)
+    assert board.probing
+    board.acked(30, (), 1.1)
+    assert not board.probing
+    board.sent(30, 40, 1.2)
+    board.acked(40, (), 1.3)
+    assert not board.news
+
+
 def test_probe_with_new_data():
     board = filled(3)
     board.sent(30, 40, 1.0)

@@ -25,8 +25,9 @@ How TCP uses it:
   what it has in flight (RFC 5927 section 4.1). Only then a path MTU is learned. All kinds are soft errors for a synchronized
   connection (RFC 5927 section 5.2); an attempt to connect ends with `OSError(kind.errno)`, TOO_BIG excepted.
 
-Connections that a peer opened need none of this: their frames go back where they came from.
-Frames with a VLAN tag are answered in their VLAN, but teach nothing: lookups are untagged.
+Connections that a peer opened need none of this but `path_mtu` and errors: their frames go back where they came from.
+Frames with a VLAN tag are answered in their VLAN, and errors in them count, but they teach nothing of
+neighbours: lookups are untagged.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, EtherType, IPProtocol
+from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, VLAN, EtherType, IPProtocol
 
 from .addresses import Addresses
 from .icmp import (
@@ -129,13 +130,16 @@ class Network:
     # -- what TCP asks ---------------------------------------------------------------------
 
     def route(self, remote: bytes, local: bytes | None = None) -> Route:
-        """How to reach `remote` (packed), from our address `local` or from the one that suits best.
+        """How to reach `remote` (packed), from our address `local` or from the one that suits best. Nobody may
+        change what this returns.
 
         Raises `OSError`: ENETUNREACH when nothing leads there, EADDRNOTAVAIL when `local` is not ours.
         """
         route = self.routes.route(remote, local)
-        route.mtu = self.path_mtu(remote)
-        return route
+        known = self.path_mtus.get(remote, self._clock()) if self.path_mtus else None
+        if known is None or known >= route.mtu:
+            return route
+        return Route(remote, route.local, route.next_hop, route.asker, route.port, known)
 
     def resolve(self, route: Route, now: float | None = None) -> bytes | None:
         """How frames on this route begin: destination MAC, our MAC, EtherType. None: the next hop has been asked, and
@@ -166,15 +170,19 @@ class Network:
         self._now = now
         if len(frame) >= ETHERNET.size and not frame[6] & 1:
             kind = frame[12] << 8 | frame[13]
-            packet = frame[ETHERNET.size :]
+            at = ETHERNET.size
+            tagged = kind == EtherType.VLAN and len(frame) >= at + VLAN.size
+            if tagged:
+                kind = frame[16] << 8 | frame[17]
+                at += VLAN.size
             if kind == EtherType.ARP:
-                if self._arp(packet):
+                if not tagged and self._arp(frame[at:]):
                     return
             elif kind == EtherType.IPV4:
-                if self._icmp(packet):
+                if self._icmp(frame[at:]):
                     return
             elif kind == EtherType.IPV6:
-                if self._icmpv6(packet):
+                if self._icmpv6(frame[at:], tagged):
                     return
         reply = self.responder.answer(frame)
         if reply is not None:
@@ -220,7 +228,7 @@ class Network:
         self._error(tcp_error_v4(dst, message, self.mtu))
         return True
 
-    def _icmpv6(self, packet: memoryview) -> bool:
+    def _icmpv6(self, packet: memoryview, tagged: bool) -> bool:
         if len(packet) <= IPV6.size or packet[6] != IPProtocol.ICMPV6:
             return True
         kind = packet[IPV6.size]
@@ -232,7 +240,8 @@ class Network:
             return True
         dst = bytes(packet[24:40])
         if kind == NEIGHBOR_ADVERTISEMENT:
-            self._advertisement(packet, message, dst)
+            if not tagged:
+                self._advertisement(packet, message, dst)
         elif dst in self.addresses:
             self._error(tcp_error_v6(dst, message))
         return True

@@ -28,6 +28,8 @@ _LABELS = tuple(
     )
 )  # fmt: skip
 _LINK_SCOPE, _SITE_SCOPE, _GLOBAL_SCOPE = 2, 5, 14
+_FOUND_LIMIT = 4096
+"""Destinations whose route is remembered: proxies connect to the same ones again and again."""
 _SITE_LOCAL = ipaddress.IPv6Network("fec0::/10")
 
 
@@ -78,6 +80,7 @@ class RouteTable:
         self._addresses = addresses
         self._mtu = mtu
         self._port = port
+        self._found: dict[tuple[bytes, bytes | None], Route] = {}
         self._by_packed = {interface.ip.packed: interface for interface in addresses.interfaces}
         # Address length in bits -> (bits behind the prefix, prefix -> entry), longest prefix first.
         self._levels: dict[int, list[tuple[int, dict[int, _Entry]]]] = {32: [], 128: []}
@@ -186,10 +189,20 @@ class RouteTable:
         return ""
 
     def route(self, remote: bytes, local: bytes | None = None) -> Route:
-        """How to reach `remote` (4 or 16 bytes), from `local` or from the address of ours that suits best.
+        """How to reach `remote` (4 or 16 bytes), from `local` or from the address of ours that suits best. The
+        routes are shared: nobody may change one.
 
         Raises `OSError`: ENETUNREACH when nothing leads there, EADDRNOTAVAIL when `local` is not ours.
         """
+        found = self._found.get((remote, local))
+        if found is None:
+            found = self._find(remote, local)
+            if len(self._found) >= _FOUND_LIMIT:
+                self._found.clear()
+            self._found[remote, local] = found
+        return found
+
+    def _find(self, remote: bytes, local: bytes | None) -> Route:
         if len(remote) not in (4, 16):
             raise ValueError(f"an address has 4 or 16 bytes, not {len(remote)}")
         if local is not None and local not in self._addresses:

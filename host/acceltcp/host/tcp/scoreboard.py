@@ -193,6 +193,11 @@ class Scoreboard:
         """Nothing in flight is SACKed, lost, sent again or older than something sent again: neither `detect` nor `next_lost` has anything to say."""
         return self.una >= self._marked_until
 
+    @property
+    def probing(self) -> bool:
+        """A tail loss probe is under way: `acked` needs to see duplicate acknowledgments without blocks as well (RFC 8985 section 7.4.2)."""
+        return self._probe_end >= 0
+
     # -- sending -------------------------------------------------------------------------
 
     def sent(self, start: int, end: int, now: float) -> None:
@@ -267,6 +272,8 @@ class Scoreboard:
             if ack <= una:
                 self.newly_acked = self.delivered = 0
                 self.rtt = 0.0
+                if self._probe_end >= 0:
+                    self._probe_acked(ack, False, False)
                 return
             # Nothing special is in flight.
             if ack > self.high:
