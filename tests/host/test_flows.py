@@ -162,7 +162,7 @@ def by_scapy(client: Client, seq: int, flags: str, payload: bytes, timestamp: tu
     """A final frame, checksums left for scapy to compute."""
     tcp = TCP(
         sport=80, dport=client.port, seq=seq & M32, ack=client.iss + 1 & M32, flags=flags,
-        window=(1 << 20) >> 7 if client.wscale is not None else 65535,
+        window=(1 << 16) >> 7 if client.wscale is not None else 65535,
         options=[("NOP", None), ("NOP", None), ("Timestamp", timestamp)] if client.ts else [],
     )  # fmt: skip
     link = Ether(src=MAC.hex(":"), dst=CLIENT_MAC.hex(":"))

@@ -246,7 +246,8 @@ class Arrival(Timers):
         board = self.scoreboard
         progress = ack > una
         blocks = self._blocks(segment.sack, una) if segment.sack and self.sack else ()
-        if progress or blocks:
+        outstanding = board.high - una
+        if progress or blocks or (board.probing and ack == una and not has_data):
             flight = board.in_flight
             board.acked(ack, blocks, now, self.rtt.min_rtt, NEVER if board.calm else self._echoed(segment, now))
             if board.rtt > 0.0:
@@ -254,7 +255,7 @@ class Arrival(Timers):
             if progress:
                 self._progress(ack, now, board.rtt > 0.0)
             if board.news:
-                self._news(board.news, now)
+                self._news(board.news, outstanding, now)
             if self.sack and not board.calm:
                 self.detect_loss(now)
         elif not self.sack and not has_data and window == self.snd_wnd and self.snd_max > una and self.timer != Timer.PERSIST and not self.handing:
@@ -290,7 +291,7 @@ class Arrival(Timers):
         if self.ecn and segment.flags & ECE and self.snd_una > self._cwr_until and self.snd_nxt > self.snd_una:
             self._cwr_until = self.snd_nxt
             if not self.recovering:
-                self.congestion.congested(board.in_flight, now)
+                self.congestion.congested(outstanding, now)
             self._send_cwr = True
         if self.fin_acked:
             self.maybe_closed()
@@ -336,8 +337,8 @@ class Arrival(Timers):
         if self.events is not None:
             self.events.writable()
 
-    def _news(self, news: int, now: float) -> None:
-        """What the scoreboard concludes."""
+    def _news(self, news: int, outstanding: int, now: float) -> None:
+        """What the scoreboard concludes. outstanding: bytes that were not acknowledged before."""
         if news & SPURIOUS:
             self.congestion.undo()
             self.scoreboard.undo()
@@ -347,7 +348,7 @@ class Arrival(Timers):
             self.recovering = False
             self.congestion.recovered(now)
         if news & REPAIRED and not self.scoreboard.recovering:
-            self.congestion.lost(self.scoreboard.in_flight, now)
+            self.congestion.lost(outstanding, now)
             self.congestion.recovered(now)
 
     # -- data ----------------------------------------------------------------------------

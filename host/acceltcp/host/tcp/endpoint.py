@@ -22,6 +22,7 @@ from acceltcp.abi.cookie import WSCALE_NONE
 from acceltcp.abi.messages import ChecksumState, Verdict
 from acceltcp.abi.wire import WSCALE_MAX, EtherType
 
+from ..net.icmp import IcmpErrorKind
 from ..rings import RX_PACKING
 from .block import CLOCK_STALE_S, NEVER, ConnectionEvents, ControlBlock, Opening
 from .connection import TcpConnection
@@ -524,25 +525,21 @@ class TcpEndpoint:
         size = (len(connection.key) - 4) // 2
         return min(self.settings.mtu, self.network.path_mtu(connection.key[:size]))
 
-    def packet_too_big(self, key: bytes, seq: int, mtu: int) -> bool:
-        """ICMP says that a packet of ours was too big. Whether it was one that is in flight (RFC 5927 section 7)."""
+    def icmp_error(self, kind: IcmpErrorKind, mtu: int, key: bytes, seq: int) -> bool:
+        """ICMP says that a segment of ours with that sequence number has not arrived; mtu: what would pass, for TOO_BIG. Whether
+        it is believed: only for numbers that are in flight (RFC 5927 section 4.1)."""
         connection = self.connections.get(key)
         if connection is None or not connection.built:
             return False
-        if not (seq - connection.snd_una & MASK) < (connection.snd_max - connection.snd_una or 1):
+        if seq - connection.snd_una & MASK >= max(connection.snd_max - connection.snd_una, 1):
             return False
-        floor = _PATH_MTU_MIN_V6 if len(key) > 12 else _PATH_MTU_MIN
-        self.stats["path_mtu"] += 1
-        connection.path_mtu(max(mtu, floor))
+        if kind is IcmpErrorKind.TOO_BIG:
+            floor = _PATH_MTU_MIN_V6 if len(key) > 12 else _PATH_MTU_MIN
+            self.stats["path_mtu"] += 1
+            connection.path_mtu(max(mtu, floor))
+        else:
+            connection.soft(OSError(kind.errno, os.strerror(kind.errno)))
         return True
-
-    def unreachable(self, key: bytes, seq: int, error: OSError) -> None:
-        """ICMP says that a segment of ours did not arrive."""
-        connection = self.connections.get(key)
-        if connection is None or not connection.built:
-            return
-        if seq - connection.snd_una & MASK <= connection.snd_max - connection.snd_una:
-            connection.soft(error)
 
     # -- what connections call -------------------------------------------------------------
 
