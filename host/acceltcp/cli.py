@@ -119,6 +119,14 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         made.add_argument("--port", type=int, default=port, help="TCP port (default: %(default)s)")
         made.add_argument("--mac", help="MAC address of the NIC (default: derived from the device)")
+        made.add_argument(
+            "--route", action="append", metavar="ROUTE",
+            help="route for connections that the server opens, repeatable: 'default via 10.0.0.1', 'fd01::/64 via fe80::9'",
+        )  # fmt: skip
+        made.add_argument(
+            "--neighbour", action="append", metavar="ADDRESS=MAC",
+            help="MAC address of a neighbour, which is not asked for it then; repeatable",
+        )  # fmt: skip
         made.add_argument("--mtu", type=int, default=1500, help="default: %(default)s")
         made.add_argument("--defer-accept", action="store_true", help="take connections when their first data come")
         made.add_argument("--ecn", action="store_true", help="grant ECN")
@@ -335,8 +343,9 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
         if text != "none":
             ipaddress.ip_interface(text)
     nic = Nic(
-        options.device, addresses, mac=options.mac, mtu=options.mtu, poll=options.poll, teardown=not options.no_teardown
-    )
+        options.device, addresses, mac=options.mac, mtu=options.mtu, poll=options.poll, teardown=not options.no_teardown,
+        **_network_options(options),
+    )  # fmt: skip
     readings: dict[str, Callable[[], Any]] = {
         "stats": nic.stats,
         "info": lambda: _identity(nic.device, options.device),
@@ -376,6 +385,21 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
         serving.cancel()
     print("Closed.")
     return 0
+
+
+def _network_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `Nic` takes for routes and neighbours, as far as they were given."""
+    given: dict[str, Any] = {}
+    if options.route:
+        given["routes"] = options.route
+    if options.neighbour:
+        given["neighbours"] = neighbours = {}
+        for text in options.neighbour:
+            address, equals, mac = text.partition("=")
+            if not equals:
+                raise ValueError(f"a neighbour is given as ADDRESS=MAC, like 10.0.0.1=02:00:00:00:00:01, not {text!r}")
+            neighbours[address] = mac
+    return given
 
 
 def _set_up_tap(options: argparse.Namespace, addresses: list[str]) -> None:
