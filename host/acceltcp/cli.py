@@ -19,7 +19,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -33,6 +33,7 @@ from acceltcp.host import Connection, Device, DeviceError, Nic, format_mac
 from acceltcp.host.control import ControlServer, ask, control_path
 from acceltcp.host.flow_table import flow_table
 from acceltcp.host.transport import split_spec
+from acceltcp.host.workers import Workers
 
 __all__ = ["main"]
 
@@ -119,10 +120,20 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         made.add_argument("--port", type=int, default=port, help="TCP port (default: %(default)s)")
         made.add_argument("--mac", help="MAC address of the NIC (default: derived from the device)")
+        made.add_argument(
+            "--route", action="append", metavar="ROUTE",
+            help="route for connections that the server opens, repeatable: 'default via 10.0.0.1', 'fd01::/64 via fe80::9'",
+        )  # fmt: skip
+        made.add_argument(
+            "--neighbour", action="append", metavar="ADDRESS=MAC",
+            help="MAC address of a neighbour, which is not asked for it then; repeatable",
+        )  # fmt: skip
         made.add_argument("--mtu", type=int, default=1500, help="default: %(default)s")
         made.add_argument("--defer-accept", action="store_true", help="take connections when their first data come")
         made.add_argument("--ecn", action="store_true", help="grant ECN")
         made.add_argument("--no-teardown", action="store_true", help="close connections in the host, not in the NIC")
+        made.add_argument("--workers", type=int, default=1, metavar="N", help="serve with so many processes, each with a queue of its own (default: %(default)s: this one alone)")
+        made.add_argument("--restart", action="store_true", help="with --workers: put another process in the place of one that has died")
         made.add_argument("--poll", action="store_true", help="look for packets without pause, not by interrupts")
         made.add_argument(
             "--tap-address", action="append", metavar="ADDRESS/PREFIX",
@@ -318,11 +329,27 @@ def _print_columns(headings: list[str], rows: list[list[str]]) -> None:
 
 
 def _echo(options: argparse.Namespace) -> int:
-    return asyncio.run(_serve(options, echo, "echo"))
+    return _run_server(options, echo, "echo")
 
 
 def _http(options: argparse.Namespace) -> int:
-    return asyncio.run(_serve(options, HttpServer(options.directory).handle, "http"))
+    return _run_server(options, HttpServer(options.directory).handle, "http")
+
+
+def _run_server(options: argparse.Namespace, handler: Callable[[Connection], Any], name: str) -> int:
+    if options.workers < 1:
+        raise ValueError(f"workers must be at least 1, not {options.workers}")
+    if options.restart and options.workers == 1:
+        raise ValueError("--restart needs --workers")
+    serve = _serve if options.workers == 1 else _serve_by_workers
+    return asyncio.run(serve(options, handler, name))
+
+
+def _nic_options(options: argparse.Namespace) -> dict[str, Any]:
+    return dict(
+        mac=options.mac, mtu=options.mtu, poll=options.poll, teardown=not options.no_teardown,
+        **_network_options(options)
+    )
 
 
 async def _serve(options: argparse.Namespace, handler: Callable[[Connection], Any], name: str) -> int:
@@ -334,9 +361,7 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
     for text in options.tap_address or []:
         if text != "none":
             ipaddress.ip_interface(text)
-    nic = Nic(
-        options.device, addresses, mac=options.mac, mtu=options.mtu, poll=options.poll, teardown=not options.no_teardown
-    )
+    nic = Nic(options.device, addresses, **_nic_options(options))
     readings: dict[str, Callable[[], Any]] = {
         "stats": nic.stats,
         "info": lambda: _identity(nic.device, options.device),
@@ -360,15 +385,7 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
         _set_up_tap(options, addresses)
         path = options.control or control_path(options.device)
         await stack.enter_async_context(ControlServer(path, readings))
-        for address in server.addresses:
-            where = f"[{address}]" if isinstance(address, ipaddress.IPv6Address) else str(address)
-            print(f"Serving {name} at {where}:{options.port} (MAC {nic.mac}).")
-        how = ""
-        if options.control is not None:
-            how = f" --control {shlex.quote(str(options.control))}"
-        elif options.device != DEFAULT_DEVICE:
-            how = f" --device {shlex.quote(options.device)}"
-        print(f"Ctrl-C ends it; this shows counters: acceltcp stats{how}", flush=True)
+        _say_serving(options, name, server.addresses, nic.mac)
         serving = asyncio.ensure_future(server.serve_forever())
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -376,6 +393,79 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
         serving.cancel()
     print("Closed.")
     return 0
+
+
+def _network_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What `Nic` takes for routes and neighbours, as far as they were given."""
+    given: dict[str, Any] = {}
+    if options.route:
+        given["routes"] = options.route
+    if options.neighbour:
+        given["neighbours"] = neighbours = {}
+        for text in options.neighbour:
+            address, equals, mac = text.partition("=")
+            if not equals:
+                raise ValueError(f"a neighbour is given as ADDRESS=MAC, like 10.0.0.1=02:00:00:00:00:01, not {text!r}")
+            neighbours[address] = mac
+    return given
+
+
+def _say_serving(options: argparse.Namespace, name: str, addresses: Iterable[Any], mac: str) -> None:
+    for address in addresses:
+        where = f"[{address}]" if isinstance(address, ipaddress.IPv6Address) else str(address)
+        print(f"Serving {name} at {where}:{options.port} (MAC {mac}).")
+    how = ""
+    if options.control is not None:
+        how = f" --control {shlex.quote(str(options.control))}"
+    elif options.device != DEFAULT_DEVICE:
+        how = f" --device {shlex.quote(options.device)}"
+    print(f"Ctrl-C ends it; this shows counters: acceltcp stats{how}", flush=True)
+
+
+async def _serve_by_workers(options: argparse.Namespace, handler: Callable[[Connection], Any], name: str) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        if not stopped:
+            stopped = True
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    addresses = options.address or list(DEFAULT_ADDRESSES)
+
+    async def serve(nic: Nic) -> None:
+        server = await nic.listen(options.port, handler, defer_accept=options.defer_accept, ecn=options.ecn)
+        await server.serve_forever()
+
+    workers = Workers(
+        serve, options.device, addresses, workers=options.workers, restart=options.restart, **_nic_options(options)
+    )
+    if options.device.startswith("sim:"):
+        print("Starting the simulated NIC (the first start compiles it) ...", flush=True)
+    try:
+        async with workers, contextlib.AsyncExitStack() as stack:
+            _set_up_tap(options, addresses)
+            nic = workers.nic
+            readings: dict[str, Callable[[], Any]] = {
+                "stats": workers.stats,
+                "info": lambda: _identity(nic.device, options.device),
+                "flows": nic.flow_table,
+            }
+            path = options.control or control_path(options.device)
+            await stack.enter_async_context(ControlServer(path, readings))
+            print(f"{options.workers} workers: processes {', '.join(map(str, workers.pids))}.")
+            _say_serving(options, name, nic.addresses.listenable, nic.mac)
+            await workers.wait()
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+    print("Closed.")
+    return int(workers.failed)
 
 
 def _set_up_tap(options: argparse.Namespace, addresses: list[str]) -> None:

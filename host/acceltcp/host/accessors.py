@@ -103,6 +103,7 @@ class Registers:
     SECRET: BlockAccess
     PORT: _BlockArray
     FLOWS: BlockAccess
+    RSS: BlockAccess
     QUEUE: _BlockArray
 
     def __init__(self, transport: Transport) -> None:

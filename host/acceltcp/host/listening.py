@@ -98,6 +98,8 @@ class ListeningPort:
             flags |= ListenFlag.IPV6
         if address.is_unspecified:
             flags |= ListenFlag.ANY_ADDRESS
+        if self._nic.sharing is not None:
+            flags |= ListenFlag.SPREAD
         header = (IPV6 if address.version == 6 else IPV4).size + TCP.size
         return LISTEN_COMMAND.pack(
             opcode=CommandOpcode.LISTEN,

@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ from .net import Addresses, Responder
 from .queue import CommandResult, Queue
 from .rings import RX_PACKING
 from .server import Handler, Server
+from .sharing import Sharing
 from .tcp import TcpConnection, TcpEndpoint, TcpSettings
 from .tcp.flows import FLOW_STATS, Flow, Flows
 from .tcp.handover import HandOver
@@ -45,6 +46,7 @@ _ABORT_S = 1.0
 _LINK_OVERHEAD = 22
 """Ethernet header and VLAN tags around a packet of MTU size."""
 _TCP_I, _TCP_S, _TCP_M = RX_PACKING["tcp"]
+_LISTENING = frozenset((CommandOpcode.LISTEN, CommandOpcode.UNLISTEN, CommandOpcode.LISTEN_UPDATE))
 
 
 class NicUser(Protocol):
@@ -72,6 +74,8 @@ class Nic:
     without pause instead of waiting for interrupts. mtu: largest IP packet; the one in `tcp` counts only if it is
     smaller. teardown: have the NIC close connections, if it
     can, where `listen` does not say otherwise. frame_memory: bytes for their last frames at most.
+    queue_index: which of the device's queues. sharing: for a worker process whose device belongs to another one
+    (see `workers`), which configures it; None: it is ours alone.
     """
 
     def __init__(
@@ -89,6 +93,8 @@ class Nic:
         linger: float = 2.0,
         teardown: bool = True,
         frame_memory: int = FRAME_MEMORY_BYTES,
+        queue_index: int = 0,
+        sharing: Sharing | None = None,
     ) -> None:
         if not 1280 <= mtu <= 65535 - _LINK_OVERHEAD:
             raise ValueError(f"mtu must be from 1280 to {65535 - _LINK_OVERHEAD}, not {mtu!r}")
@@ -107,6 +113,11 @@ class Nic:
         self._linger = linger
         self._teardown = teardown
         self._frame_memory = frame_memory
+        self._queue_index = queue_index
+        self.sharing = sharing
+        """What makes us one of several processes on this device, if we are."""
+        self.on_frame: Callable[[memoryview, int], None] | None = None
+        """Gets every frame that is not TCP, and its port, besides what we do with it."""
         self.flows: Flows | None = None
         """Connections that the NIC closes; None when this build of it cannot."""
         self._table_lock = asyncio.Lock()
@@ -163,12 +174,16 @@ class Nic:
                 f"{device.transport.description} takes frames of {device.identity.max_frame} bytes, "
                 f"too few for an MTU of {self.mtu}."
             )
-        if Feature.SETUP in device.identity.features:
-            device.set_secret()
-        device.set_mac(self._mac)
-        device.configure_port(promiscuous=self._promiscuous)
-        device.registers.CONTROL.default_queue.write(queue=0)
-        self.queue = Queue(device, 0, **{"buffer_size": max(2048, frame), **self._queue_options})
+        if self.sharing is None:
+            if Feature.SETUP in device.identity.features:
+                device.set_secret()
+            device.set_mac(self._mac)
+            device.configure_port(promiscuous=self._promiscuous)
+            device.registers.CONTROL.default_queue.write(queue=self._queue_index)
+        else:
+            self.sharing.on_frame = self._told
+            self.sharing.readings = self._own_stats
+        self.queue = Queue(device, self._queue_index, **{"buffer_size": max(2048, frame), **self._queue_options})
         self.queue.on_space = self._space
         self.endpoint = TcpEndpoint(
             self.queue,
@@ -182,12 +197,13 @@ class Nic:
             self._prepare_flows()
         device.on_reset.append(self._was_reset)
         if not self._poll:
-            self._eventfd = device.transport.enable_interrupts(1)[0]
+            self._eventfd = device.transport.enable_interrupts(self._queue_index + 1)[self._queue_index]
             self._loop.add_reader(self._eventfd, self._interrupt)
         self._watched = device.transport.fileno()
         if self._watched is not None:
             self._loop.add_reader(self._watched, self._check_device)
-        device.enable()
+        if self.sharing is None:
+            device.enable()
         if self._announce:
             for frame_bytes in self.responder.announcements():
                 self.queue.send(frame_bytes)
@@ -195,12 +211,13 @@ class Nic:
 
     def _prepare_flows(self) -> None:
         settings = self._settings
-        self.device.prepare_flows(
-            time_wait=settings.time_wait,
-            fin_wait_2=settings.fin_wait_2,
-            linger=settings.linger,
-            max_rto=settings.max_rto,
-        )
+        if self.sharing is None:
+            self.device.prepare_flows(
+                time_wait=settings.time_wait,
+                fin_wait_2=settings.fin_wait_2,
+                linger=settings.linger,
+                max_rto=settings.max_rto,
+            )
         pool = FramePool(self.device.memory, self.mtu + _LINK_OVERHEAD, limit=self._frame_memory)
         self.flows = Flows(self.queue, pool, step=self.device.flow_step_s(), mtu=self.mtu)
         self.endpoint.hand_over = HandOver(self.endpoint, self.flows)
@@ -219,9 +236,10 @@ class Nic:
             self._stop_loop()
             with contextlib.suppress(DeviceError):
                 if self._error is None:
-                    self.device.enable(False)
+                    if self.sharing is None:
+                        self.device.enable(False)
                     self.queue.drain()
-                    if self._open_flows:
+                    if self._open_flows and self.sharing is None:
                         self.device.reset()  # the only way left to have our memory back
                     self.queue.stop()
                     if self.flows is not None:
@@ -345,9 +363,14 @@ class Nic:
         if items[_TCP_I] >> _TCP_S & _TCP_M:
             self.endpoint.receive(view, items)
             return
+        if self.on_frame is not None:
+            self.on_frame(view, 0)
         reply = self.responder.answer(view)
         if reply is not None and len(reply) <= self.queue.buffer_size:
             self.queue.send(reply, port=RX_PACKING["port"].of(items))
+
+    def _told(self, frame: bytes, port: int) -> None:
+        """A frame that the owner of the device has received, and that may concern us."""
 
     def _space(self) -> None:
         self.endpoint.unblock()
@@ -400,9 +423,17 @@ class Nic:
     # -- commands --------------------------------------------------------------------------
 
     async def command(self, command: bytes, timeout: float = WATCHDOG_S) -> CommandResult:
-        """Run a command. Raises `CommandRefusedError` or `DeviceTimeoutError`."""
+        """Run a command. Raises `CommandRefusedError` or `DeviceTimeoutError`.
+
+        Those that change the listen table are the owner's to run if the device is shared.
+        """
         if self._error is not None:
             raise self._error
+        if self.sharing is not None and command[0] in _LISTENING:
+            try:
+                return self.queue.check_result(command, await self.sharing.run(command, timeout))
+            except TimeoutError:
+                raise self.queue.command_timeout(command, timeout) from None
         future: asyncio.Future[CommandResult] = self._loop.create_future()
 
         def done(result: CommandResult) -> None:
@@ -479,8 +510,10 @@ class Nic:
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """Counters of the device, the queue and the stack, each by name."""
+        return {"counters": self.device.counters(), **self._own_stats()}
+
+    def _own_stats(self) -> dict[str, dict[str, Any]]:
         return {
-            "counters": self.device.counters(),
             "queue": self.queue.stats.as_dict(),
             "tcp": {**self.endpoint.stats, "open": len(self.endpoint.connections)},
             "flows": self.flows.stats() if self.flows is not None else dict.fromkeys(FLOW_STATS, 0),

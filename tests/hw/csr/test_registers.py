@@ -17,6 +17,8 @@ from acceltcp.abi.registers import (
     PORTS_MAX,
     QUEUE,
     QUEUES_MAX,
+    RSS,
+    RSS_KEY_BYTES,
     SECRET,
     TIME,
     Access,
@@ -24,6 +26,7 @@ from acceltcp.abi.registers import (
     QueueState,
     map_hash,
 )
+from acceltcp.abi.toeplitz import key_words
 from hw.config import NicConfig
 from hw.csr.counters import Counters
 from hw.csr.registers import RegisterFile
@@ -96,6 +99,54 @@ def test_identity():
         assert await read(ctx, axil, IDENT.address("features")) == Feature.SETUP | Feature.TEARDOWN | Feature.RSS
 
     bench(testbench)
+
+
+def test_features_of_a_build_without_rss():
+    async def testbench(ctx, plane, axil):
+        assert await read(ctx, axil, IDENT.address("features")) == Feature.SETUP | Feature.TEARDOWN
+
+    bench(testbench, config=NicConfig(rss=False))
+
+
+def test_rss_registers():
+    """Key, types and entries reach their port; a reset forgets key and types; nothing of the key can be read."""
+
+    async def testbench(ctx, plane, axil):
+        rss = plane.registers.rss
+        key = bytes(range(1, RSS_KEY_BYTES + 1))
+        for number, word in enumerate(key_words(key)):
+            await write(ctx, axil, RSS.address(f"key{number}"), word)
+            assert await read(ctx, axil, RSS.address(f"key{number}")) == 0
+        assert ctx.get(rss.key).to_bytes(RSS_KEY_BYTES, "little") == key
+        await write(ctx, axil, RSS.address("control"), 0xFFFF_FFF5)
+        assert await read(ctx, axil, RSS.address("control")) == ctx.get(rss.types) == 5
+        await soft_reset(ctx, axil)
+        assert ctx.get(rss.key) == ctx.get(rss.types) == await read(ctx, axil, RSS.address("control")) == 0
+
+    bench(testbench)
+
+
+def test_rss_entries():
+    """Each whole write is one strobe with its entry."""
+    plane = Plane()
+    seen = []
+
+    async def watch(ctx):
+        rss = plane.registers.rss
+        async for _, _, strobe, index, queue in ctx.tick().sample(rss.write, rss.index, rss.queue):
+            if strobe:
+                seen.append((index, queue))
+
+    async def testbench(ctx):
+        ctx.set(plane.registers.idle, 1)
+        axil = plane.registers.axil
+        for index, queue in ((0, 0), (127, 255), (5, 7)):
+            await write(ctx, axil, RSS.address("entry"), RSS["entry"].encode(index=index, queue=queue))
+        await write(ctx, axil, RSS.address("entry"), RSS["entry"].encode(index=9, queue=9), strobe=1)
+        assert await read(ctx, axil, RSS.address("entry")) == 0
+
+    run(plane, testbench, background=(watch,))
+    assert seen == [(0, 0), (127, 255), (5, 7)], "a partial write is none"
 
 
 @pytest.mark.parametrize("ports", [1, 2])

@@ -103,6 +103,26 @@ def test_random_traffic(pipelined, ports, seed, pauses):
     assert {"setup_syn_ack", "setup_cookie_good", "setup_cookie_bad"} <= seen
 
 
+def test_without_rss():
+    """A build without it: whatever the registers say, nothing is hashed, and SPREAD listeners have a queue."""
+    bench = make(rss=False)
+    spread, exact = ListenFlag.ANY_ADDRESS | ListenFlag.SPREAD, 0xFFFF0A000001
+
+    async def scenario(ctx):
+        await bench.listen(ctx, port=80, flags=spread, queue=6)
+        await bench.write_entries(ctx, [9] * 128)
+        traffic = [syn(flags=0x10), syn(flags=0x10, dst_port=81), syn(1, flags=0x10), syn(tcp=0, dst=exact)]
+        bench.apply(ctx)
+        ctx.set(bench.dut.rss.types, 15)
+        ctx.set(bench.dut.rss.key, (1 << 320) - 1)
+        await bench.feed(ctx, traffic)
+        await bench.settle(ctx)
+        got = [data.Const(RxDispatch, number) for number in bench.dispatched]
+        assert [(one.queue, one.completion.rss_hash) for one in got] == [(6, 0), (1, 0), (1, 0), (1, 0)]
+
+    bench.run(scenario)
+
+
 def test_every_reason_is_counted():
     bench = make()
     odd = {
