@@ -39,9 +39,6 @@ class Connection:
 
     # -- what the TCP tells ----------------------------------------------------------------
 
-    def connected(self) -> None:
-        """From TCP; who connects hears it otherwise."""
-
     def readable(self) -> None:
         _wake(self._readers)
 
