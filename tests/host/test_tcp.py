@@ -134,7 +134,7 @@ def test_both_ways_whole_and_in_order(seed, loss, swap, ts):
     world.run(300, lambda: client.fin_seen and client.fin_acked)
     assert bytes(received) == PATTERN[:size]
     assert bytes(client.got) == PATTERN[:size]
-    world.run(5, lambda: not world.endpoint.connections)
+    world.run(30, lambda: not world.endpoint.connections)
     assert world.endpoint.stats["failed"] == 0 and not world.endpoint.connections
     if loss == 0 and swap == 0:
         assert world.connections[0].retransmissions == 0

@@ -212,6 +212,7 @@ class Arrival(Timers):
             self.rtt.handshake_timed_out()
         self.last_heard = self.progress_at = now
         self.endpoint.connected(self)
+        self.endpoint.mark(self)
         if self.events is not None:
             self.events.connected()
 
@@ -395,9 +396,9 @@ class Arrival(Timers):
             self.endpoint.buffered -= held - reassembly.size
             self.rcv_nxt = nxt = nxt + sum(map(len, parts))
             self.ack_now = True
-        if self._fin_at is not None and nxt == self._fin_at:
+        ended = self._fin_at is not None and nxt == self._fin_at
+        if ended:
             self.rcv_nxt += 1
-            self.fin_received = True
             self.ack_now = True
             self.endpoint.buffered -= reassembly.size
             reassembly.clear()
@@ -410,7 +411,9 @@ class Arrival(Timers):
         if parts:
             for part in parts:
                 self._deliver(memoryview(part), part)
-        if self.fin_received and not self.closed:
+        if ended and not self.closed:
+            # Only now: whoever is told of data looks at it to see whether more will come.
+            self.fin_received = True
             if self.events is not None:
                 self.events.readable()
             self.maybe_closed()

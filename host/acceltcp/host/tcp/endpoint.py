@@ -193,6 +193,8 @@ class TcpEndpoint:
     ) -> bool:
         """A segment with the tuple of a connection; False when it has made the tuple free for another."""
         if new and segment.seq - 1 & MASK != connection.irs & MASK and not self._in_window(connection, segment):
+            if view[0] & 1:
+                return True
             if not supersedes(segment, connection):
                 # Both sides of the old connection ignore this reset; a client that really
                 # has begun anew learns that it must try again.
@@ -213,6 +215,8 @@ class TcpEndpoint:
         self, key: bytes, view: memoryview, items: tuple[int, ...], segment: Segment, new: bool, ipv6: bool
     ) -> None:
         """A segment that no connection has."""
+        if view[0] & 1:
+            return  # to a group of stations: RFC 1122 section 3.3.6, 4.2.3.10
         flags = segment.flags
         embryos = self.handshakes.embryos
         if embryos and not new and key in embryos and not flags & SYN:

@@ -515,6 +515,9 @@ class Scoreboard:
     def _duplicate_reported(self) -> None:
         self.news |= DSACK
         self._dsack_credit -= 1
+        if not self.probing:
+            # It was late, not lost. Without this, what more than three others overtake would be sent again each time.
+            self.reordering_seen = True
         # RFC 8985 section 6.2 step 4: wait longer for reordered segments, once per round trip.
         if self.una >= self._dsack_round:
             self._dsack_round = self.high
