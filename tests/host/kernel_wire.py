@@ -70,6 +70,12 @@ class DeviceWire:
         self.wire, self.device = wire, device
         device.on_wire = self._send
         self._poller = _Poller([wire], self._work)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Timers of the flows that the device closes."""
+        self.device.sweep()
+        asyncio.get_running_loop().call_later(0.005, self._sweep)
 
     def _send(self, frame: bytes) -> None:
         self.wire.send(frame, time.monotonic())
@@ -79,7 +85,6 @@ class DeviceWire:
         for frame in self.wire.receive(now):
             self.device.inject(frame)
         self.wire.work(now)
-        self.device.sweep()
 
 
 @contextlib.contextmanager

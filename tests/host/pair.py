@@ -20,6 +20,7 @@ from acceltcp.abi.wire import EtherType
 from acceltcp.host.device import Device
 from acceltcp.host.frames import FRAME_MEMORY_BYTES, FramePool
 from acceltcp.host.net import Addresses
+from acceltcp.host.net.routes import Route
 from acceltcp.host.queue import Queue
 from acceltcp.host.rings import RX_PACKING
 from acceltcp.host.tcp import Listener, TcpConnection, TcpEndpoint, TcpSettings
@@ -108,27 +109,28 @@ class _Direction:
 
 
 class Wiring:
-    """Routes of a side: everything is the other side's, whose MAC address is known.
+    """The network of a side: everything is the other side's, whose MAC address is known.
 
-    What an endpoint asks of `routes`: `route` gives an object with `source`, `next_hop`, `port` and `mtu`, `resolve` its
-    link header. `known` False: the neighbour does not answer yet.
+    Answers what an endpoint asks of `net.Network`. `known` False: the neighbour does not answer yet.
     """
-
-    class Route:
-        """A way to `next_hop`."""
-
-        def __init__(self, next_hop: bytes, source: bytes, mtu: int) -> None:
-            self.next_hop, self.source, self.mtu, self.port = next_hop, source, mtu, 0
 
     def __init__(self, side: Side, mtu: int) -> None:
         self.side, self.mtu = side, mtu
         self.known = True
+        self.path_mtus: dict[bytes, int] = {}
         self.asked: list[bytes] = []
 
-    def route(self, remote: bytes, local: bytes | None = None) -> Wiring.Route:
-        return self.Route(remote, local if local is not None else self.side.address(v6=len(remote) == 16), self.mtu)
+    def route(self, remote: bytes, local: bytes | None = None) -> Route:
+        local = local if local is not None else self.side.address(v6=len(remote) == 16)
+        return Route(remote, local, remote, local, 0, self.mtu)
 
-    def resolve(self, route: Wiring.Route) -> bytes | None:
+    def path_mtu(self, remote: bytes) -> int:
+        return self.path_mtus.get(remote, self.mtu)
+
+    def confirm(self, address: bytes) -> None:
+        """The neighbour is there: no news."""
+
+    def resolve(self, route: Route) -> bytes | None:
         if not self.known:
             self.asked.append(route.next_hop)
             return None
@@ -156,7 +158,8 @@ class Side:
         self.endpoint = TcpEndpoint(
             self.queue, self.addresses, settings, now=pair.now, ts_clock=self.transport.ts_clock
         )
-        self.endpoint.routes = self.routes = Wiring(self, settings.mtu)
+        self.network = Wiring(self, settings.mtu)
+        self.endpoint.network = self.network  # type: ignore[assignment]
         self.queue.on_space = self.endpoint.unblock
         if flows:
             self.device.prepare_flows(
@@ -222,7 +225,7 @@ class Side:
         """Listen on both addresses. setup: the NIC answers SYNs; else the host does."""
         listener = Listener(accept, window, wscale, teardown)
         if not setup:
-            self.endpoint.bound[None, port] = listener
+            self.endpoint.listen(port, listener)
             return listener
         for v6 in (False, True):
             command = LISTEN_COMMAND.pack(
@@ -247,8 +250,9 @@ class Side:
         """Open a connection to the other side."""
         self.endpoint.now = self.pair.now
         remote, local = self.other.address(v6), self.address(v6)
-        extra = {} if options is None else {"options": options}
-        user.connection = self.endpoint.connect(local, remote, port, local_port=local_port, events=user, **extra)
+        user.connection = self.endpoint.connect(
+            remote, port, local=local, local_port=local_port, options=options, events=user
+        )
         self.pair.touch(self)
         return user
 
@@ -263,7 +267,7 @@ class User:
     """
 
     __slots__ = (
-        "ahead", "close", "connected_at", "connection", "ended_at", "ends", "error", "expect", "finished", "flow", "reading",
+        "__weakref__", "ahead", "close", "connected_at", "connection", "ended_at", "ends", "error", "expect", "finished", "flow", "reading",
         "received", "reply", "seed", "side", "size", "was_connected", "written",
     )  # fmt: skip
 
