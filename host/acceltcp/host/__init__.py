@@ -10,31 +10,49 @@ TCP), each usable alone.
 
 from __future__ import annotations
 
+from .aio.event_loop import EventLoop, run
+from .aio.relay import relay
+from .aio.server import TransportServer
+from .aio.sockets import NicSocket
+from .aio.streams import open_connection, start_server
+from .aio.transport import TcpTransport, ViewProtocol
 from .connection import Connection
 from .device import Device, Identity, format_mac, parse_mac
 from .errors import AbiMismatchError, CommandRefusedError, DeviceError, DeviceLostError, DeviceTimeoutError
-from .nic import Nic, open
+from .nic import Nic, current_nic, open
 from .queue import Queue
 from .server import Server
 from .tcp import TcpSettings
+from .tcp.settings import ConnectionOptions
 from .transport import Transport, open_transport
 
 __all__ = [
     "AbiMismatchError",
     "CommandRefusedError",
     "Connection",
+    "ConnectionOptions",
     "Device",
     "DeviceError",
     "DeviceLostError",
     "DeviceTimeoutError",
+    "EventLoop",
     "Identity",
     "Nic",
+    "NicSocket",
     "Queue",
     "Server",
     "TcpSettings",
+    "TcpTransport",
     "Transport",
+    "TransportServer",
+    "ViewProtocol",
+    "current_nic",
     "format_mac",
     "open",
+    "open_connection",
     "open_transport",
     "parse_mac",
+    "relay",
+    "run",
+    "start_server",
 ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from .aio.sockets import NicSocket
 from .tcp import TcpConnection
 
 if TYPE_CHECKING:
@@ -31,13 +33,17 @@ class Connection:
         self._writers: list[asyncio.Future[None]] = []
         self._closed = asyncio.Event()
         self._error: OSError | None = None
-        self.opened = True
+        self.detached = False
+        """Somebody else has the connection."""
         self.flow: Flow | None = None
         """What became of the connection in the NIC, once that had taken it over to close it: `flow.end`
         has round-trip time, retransmissions and status."""
         tcp.events = self
 
     # -- what the TCP tells ----------------------------------------------------------------
+
+    def connected(self) -> None:
+        """The connection is established before anybody has a `Connection`."""
 
     def readable(self) -> None:
         _wake(self._readers)
@@ -67,6 +73,11 @@ class Connection:
         return self._tcp
 
     @property
+    def nic(self) -> Nic:
+        """The NIC that has the connection."""
+        return self._nic
+
+    @property
     def peername(self) -> tuple[str, int]:
         """The client's address and port."""
         key = self._tcp.key
@@ -81,7 +92,9 @@ class Connection:
         return str(ipaddress.ip_address(key[size : 2 * size])), int.from_bytes(key[-2:], "big")
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """'peername' or 'sockname', as with asyncio."""
+        """'peername' or 'sockname', as with asyncio; 'socket' takes socket options by their usual names."""
+        if name == "socket":
+            return NicSocket(self._tcp)
         return getattr(self, name) if name in ("peername", "sockname") else default
 
     # -- read ------------------------------------------------------------------------------
@@ -115,6 +128,8 @@ class Connection:
 
     async def read(self, n: int = -1) -> bytes:
         """At least one byte and at most `n`, all until the end if `n` is negative; b'' at the end."""
+        if self.detached:
+            self._raise()
         if n == 0:
             return b""
         if n < 0:
@@ -149,6 +164,8 @@ class Connection:
         """
         if not separator:
             raise ValueError("separator must not be empty")
+        if self.detached:
+            self._raise()
         searched = 0
         while True:
             buffer = self._tcp.receive_buffer
@@ -188,8 +205,7 @@ class Connection:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Queue data; `drain` afterwards. Raises what ended the connection, if something did."""
-        if self._error is not None:
-            self._raise()
+        self._raise()
         self._tcp.write(data)
         self._nic.schedule_flush()
 
@@ -224,14 +240,32 @@ class Connection:
     def close(self) -> None:
         """End our data and read no more. What was written is still delivered: by the NIC, as soon as
         what is left is little enough, if the listener's `teardown` is on."""
+        if self.detached:
+            return
         self._tcp.close()
         self._nic.schedule_flush()
         _wake(self._readers)
 
     def abort(self) -> None:
         """Reset the connection; what was not acknowledged is lost."""
+        if self.detached:
+            return
         self._tcp.abort()
         self._nic.schedule_flush()
+
+    def detach(self) -> TcpConnection:
+        """Give the connection away, with all that has not been read; who waits for it here gets an error. Raises
+        `OSError` when nothing can be written any more."""
+        if self.is_closing():
+            raise OSError(errno.ENOTCONN, "the connection is closed, nothing is left to detach")
+        self._tcp.events = None
+        self.detached = True
+        self._error = OSError(errno.ENOTCONN, "the connection was detached")
+        self._nic.connection_closed(self)
+        self._closed.set()
+        _wake(self._readers)
+        _wake(self._writers)
+        return self._tcp
 
     def is_closing(self) -> bool:
         """Whether nothing can be written any more."""

@@ -1,4 +1,4 @@
-"""Listening ports: entries in the NIC's listen table, and what the endpoint knows of them."""
+"""Listening ports: entries in the NIC's listen table or, without its setup, listeners of the host."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 class ListenOptions:
     """How a port listens; see `Nic.listen`. Raises `ValueError` naming what cannot be."""
 
+    setup: bool
     teardown: bool
+    lazy: bool = True
     defer_accept: bool = False
     ecn: bool = False
     mss: int | None = None
@@ -42,6 +44,8 @@ class ListenOptions:
         check_range("mss", self.mss if self.mss is not None else 536, 64, 65535)
         check_range("window", self.window, 1, 65535)
         check_range("wscale", self.wscale, 0, WSCALE_MAX)
+        if self.defer_accept and not self.setup:
+            raise ValueError("only the NIC can defer connections until their first data: defer_accept needs setup")
 
 
 def check_range(name: str, value: object, low: int, high: int) -> None:
@@ -62,6 +66,9 @@ class ListeningPort:
         self._accept = accept
         self._changed = changed
         self._entries: dict[int, bytes] = {}
+        """Index in the NIC's listen table -> the command that made the entry."""
+        self._bound: dict[bytes, Listener] = {}
+        """Address -> listener of the host."""
         self._updating: asyncio.Task[None] | None = None
         self._closed = False
         self.port = 0
@@ -74,7 +81,10 @@ class ListeningPort:
         self.port = port
         try:
             for address in hosts:
-                await self._open_in_nic(address, options)
+                if options.setup:
+                    await self._open_in_nic(address, options)
+                else:
+                    self._open_in_host(address, options)
         except BaseException:
             await self._remove()
             raise
@@ -86,11 +96,26 @@ class ListeningPort:
             result = await nic.command(command)
         except CommandRefusedError as error:
             raise _listen_error(error, address, self.port) from None
-        nic.endpoint.listeners[result.value] = Listener(
-            self._accept, options.window, options.wscale, options.teardown
-        )
+        nic.endpoint.listeners[result.value] = self._listener(options)
         self._entries[result.value] = command
         self.addresses.append(address)
+
+    def _open_in_host(self, address: IPAddress, options: ListenOptions) -> None:
+        packed = b"" if address.is_unspecified else address.packed
+        listener = self._listener(options)
+        try:
+            self._nic.endpoint.listen(self.port, listener, packed)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise _in_use(address, self.port) from None
+        self._bound[packed] = listener
+        self.addresses.append(address)
+
+    def _listener(self, options: ListenOptions) -> Listener:
+        return Listener(
+            self._accept, options.window, options.wscale, options.teardown, lazy=options.lazy, mss=options.mss or 0
+        )
 
     def _command(self, address: IPAddress, options: ListenOptions) -> bytes:
         flags = (ListenFlag.DEFER_ACCEPT if options.defer_accept else 0) | (ListenFlag.ECN if options.ecn else 0)
@@ -122,6 +147,8 @@ class ListeningPort:
 
     async def _update(self, paused: bool) -> None:
         try:
+            for listener in self._bound.values():
+                listener.paused = paused
             for command in self._entries.values():
                 fields = LISTEN_COMMAND.unpack(command)
                 flags = fields["flags"] & ~ListenFlag.PAUSED | (ListenFlag.PAUSED if paused else 0)
@@ -150,6 +177,10 @@ class ListeningPort:
         await self._remove()
 
     async def _remove(self) -> None:
+        for packed in self._bound:
+            self._nic.endpoint.unlisten(self.port, packed)
+        self._bound.clear()
+        self.addresses = []
         entries, self._entries = self._entries, {}
         for index, command in entries.items():
             fields = LISTEN_COMMAND.unpack(command)
@@ -160,11 +191,15 @@ class ListeningPort:
 
 
 def _listen_error(error: CommandRefusedError, address: IPAddress, port: int) -> Exception:
-    where = f"{address} port {port}"
     if error.status == Status.DUPLICATE:
-        return OSError(errno.EADDRINUSE, f"there is already a listener on {where}")
+        return _in_use(address, port)
+    where = f"{address} port {port}"
     if error.status == Status.TABLE_FULL:
         return OSError(errno.ENOBUFS, f"the NIC's listen table has no room for {where}")
     if error.status == Status.BAD_ARGUMENT:
         return ValueError(f"the NIC does not accept the listener on {where}")
     return error
+
+
+def _in_use(address: IPAddress, port: int) -> OSError:
+    return OSError(errno.EADDRINUSE, f"there is already a listener on {address} port {port}")

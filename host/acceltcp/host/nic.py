@@ -13,21 +13,29 @@ import errno
 import ipaddress
 import logging
 import os
+import socket
+import ssl as ssl_module
 import threading
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from acceltcp.abi.messages import COMMAND, CommandOpcode
 from acceltcp.abi.registers import Feature
 
+from .aio.server import TransportServer
+from .aio.tls import Tls
+from .aio.transport import TcpTransport
+from .connecting import connect_tcp
+from .connection import Connection
 from .device import WATCHDOG_S, Device, format_mac, parse_mac, random_mac
 from .errors import DeviceError
 from .flow_table import FLOWS_SHOWN, flow_table
 from .frames import FRAME_MEMORY_BYTES, FramePool
 from .listening import IPAddress, ListenOptions, check_range
-from .net import Addresses, Responder
+from .net import Addresses, Network
 from .queue import CommandResult, Queue
 from .rings import RX_PACKING
 from .server import Handler, Server
@@ -35,8 +43,9 @@ from .sharing import Sharing
 from .tcp import TcpConnection, TcpEndpoint, TcpSettings
 from .tcp.flows import FLOW_STATS, Flow, Flows
 from .tcp.handover import HandOver
+from .tcp.settings import ConnectionOptions
 
-__all__ = ["Nic", "NicUser", "open"]
+__all__ = ["Nic", "NicUser", "current_nic", "nics_of", "open"]
 
 log = logging.getLogger("acceltcp")
 
@@ -47,6 +56,7 @@ _LINK_OVERHEAD = 22
 """Ethernet header and VLAN tags around a packet of MTU size."""
 _TCP_I, _TCP_S, _TCP_M = RX_PACKING["tcp"]
 _LISTENING = frozenset((CommandOpcode.LISTEN, CommandOpcode.UNLISTEN, CommandOpcode.LISTEN_UPDATE))
+_PORT = RX_PACKING["port"]
 
 
 class NicUser(Protocol):
@@ -70,10 +80,11 @@ class Nic:
     """A NIC in use by this program. Made by `open`; use it in `async with`.
 
     addresses: what we are called, like "10.0.0.2/24" or "fd00::2/64". mac: our MAC address,
-    or one that follows from the device's name. queue: sizes for `Queue`. poll: look for work
+    or one that follows from the device's name. routes: beyond the networks of our addresses, like
+    "default via 10.0.0.1" (see `net.RouteTable`). neighbours: MAC addresses that shall not be asked for, by address. queue: sizes for `Queue`. poll: look for work
     without pause instead of waiting for interrupts. mtu: largest IP packet; the one in `tcp` counts only if it is
-    smaller. teardown: have the NIC close connections, if it
-    can, where `listen` does not say otherwise. frame_memory: bytes for their last frames at most.
+    smaller. setup: have the NIC do the handshakes of clients, if it can, where `listen` does not say
+    otherwise; teardown: have it close connections, likewise. frame_memory: bytes for their last frames at most.
     queue_index: which of the device's queues. sharing: for a worker process whose device belongs to another one
     (see `workers`), which configures it; None: it is ours alone.
     """
@@ -85,12 +96,15 @@ class Nic:
         *,
         mac: str | None = None,
         mtu: int = 1500,
+        routes: Iterable[str] = (),
+        neighbours: Mapping[str, str] | None = None,
         tcp: TcpSettings | None = None,
         queue: dict[str, int] | None = None,
         poll: bool = False,
         announce: bool = True,
         promiscuous: bool = False,
         linger: float = 2.0,
+        setup: bool = True,
         teardown: bool = True,
         frame_memory: int = FRAME_MEMORY_BYTES,
         queue_index: int = 0,
@@ -111,6 +125,7 @@ class Nic:
         self._announce = announce
         self._promiscuous = promiscuous
         self._linger = linger
+        self._setup = setup
         self._teardown = teardown
         self._frame_memory = frame_memory
         self._queue_index = queue_index
@@ -121,8 +136,10 @@ class Nic:
         self.flows: Flows | None = None
         """Connections that the NIC closes; None when this build of it cannot."""
         self._table_lock = asyncio.Lock()
-        self.responder = Responder(self.addresses)
-        self.servers: set[Server] = set()
+        self.network = Network(
+            self.addresses, self._send_frame, routes=routes, neighbours=neighbours, mtu=self.mtu
+        )
+        self.servers: set[Server | TransportServer] = set()
         self._users: set[NicUser] = set()
         self._error: DeviceError | None = None
         self._loss_waiters = 0
@@ -164,6 +181,7 @@ class Nic:
             self.device.close()
             raise
         self._opened = True
+        _open_nics.setdefault(self._loop, []).append(self)
         self._work()
 
     def _configure(self) -> None:
@@ -192,7 +210,11 @@ class Nic:
             now=time.monotonic(),
             ts_clock=device.timestamp_clock,
             ts_step=device.timestamp_step_s(),
+            network=self.network,
         )
+        self.network.on_neighbour_found = self.endpoint.neighbour_found
+        self.network.on_neighbour_failed = self.endpoint.neighbour_failed
+        self.network.on_tcp_error = self.endpoint.icmp_error
         if Feature.TEARDOWN in device.identity.features:
             self._prepare_flows()
         device.on_reset.append(self._was_reset)
@@ -205,8 +227,7 @@ class Nic:
         if self.sharing is None:
             device.enable()
         if self._announce:
-            for frame_bytes in self.responder.announcements():
-                self.queue.send(frame_bytes)
+            self.network.announce(time.monotonic())
             self.queue.flush()
 
     def _prepare_flows(self) -> None:
@@ -227,10 +248,12 @@ class Nic:
         if self._closing or not self._opened:
             return
         self._closing = True
+        nics = _open_nics[self._loop]
+        nics.remove(self)
         try:
             if self._error is None:
                 for server in list(self.servers):
-                    await server.close()
+                    await server.stop()
                 await self._wind_down()
         finally:
             self._stop_loop()
@@ -340,7 +363,7 @@ class Nic:
             self._work()
 
     def _work(self) -> None:
-        """One batch: packets and events in, timers, replies out; then again, or wait."""
+        """One batch: packets and events in, timers; replies go out after who was woken by them has run."""
         self._work_handle = None
         if self._error is not None:
             return
@@ -348,10 +371,29 @@ class Nic:
             now = time.monotonic()
             self.endpoint.now = now
             done = self.queue.poll(self._packet, _BATCH)
-            self.endpoint.run_timers(now)
-            self.endpoint.flush(now)
+            self._run_timers(now)
+        except DeviceError as error:
+            self._fail(error)
+            return
+        # Not at once: tasks that the batch has woken run before it, and their answers go out together.
+        self._work_handle = self._loop.call_soon(self._finish if not done else self._go_on)
+
+    def _finish(self) -> None:
+        """After a batch without packets: replies out, then wait."""
+        self._end_batch(False)
+
+    def _go_on(self) -> None:
+        """After a batch with packets: replies out, then look for more."""
+        self._end_batch(True)
+
+    def _end_batch(self, again: bool) -> None:
+        self._work_handle = None
+        if self._error is not None:
+            return
+        try:
+            self.endpoint.flush(time.monotonic())
             self.queue.flush()
-            if done or self._poll or self.queue.ready:
+            if again or self._poll or self.queue.ready:
                 self._work_handle = self._loop.call_soon(self._work)
             else:
                 self.queue.arm()
@@ -363,14 +405,18 @@ class Nic:
         if items[_TCP_I] >> _TCP_S & _TCP_M:
             self.endpoint.receive(view, items)
             return
+        port = _PORT.of(items)
         if self.on_frame is not None:
-            self.on_frame(view, 0)
-        reply = self.responder.answer(view)
-        if reply is not None and len(reply) <= self.queue.buffer_size:
-            self.queue.send(reply, port=RX_PACKING["port"].of(items))
+            self.on_frame(view, port)
+        self.network.receive(view, port, self.endpoint.now)
 
     def _told(self, frame: bytes, port: int) -> None:
         """A frame that the owner of the device has received, and that may concern us."""
+        self.network.receive(memoryview(frame), port, time.monotonic())
+        self.schedule_flush()
+
+    def _send_frame(self, frame: bytes, port: int) -> bool:
+        return len(frame) <= self.queue.buffer_size and self.queue.send(frame, port=port)
 
     def _space(self) -> None:
         self.endpoint.unblock()
@@ -391,10 +437,19 @@ class Nic:
         except DeviceError as error:
             self._fail(error)
 
+    def _run_timers(self, now: float) -> None:
+        self.endpoint.run_timers(now)
+        due = self.network.next_deadline()
+        if due is not None and due <= now:
+            self.network.run_timers(now)
+
     def _set_timer(self) -> None:
         deadline = self.endpoint.next_deadline()
-        if deadline is None:
-            return
+        due = self.network.next_deadline()
+        if deadline is None or (due is not None and due < deadline):
+            if due is None:
+                return
+            deadline = due
         at = self._loop.time() + max(deadline - time.monotonic(), 0)
         if self._timer is not None:
             if self._timer.when() <= at + 0.0005:
@@ -407,7 +462,7 @@ class Nic:
         if self._error is not None:
             return
         try:
-            self.endpoint.run_timers(time.monotonic())
+            self._run_timers(time.monotonic())
         except DeviceError as error:
             self._fail(error)
         self._flush()
@@ -469,25 +524,27 @@ class Nic:
         host: str | None = None,
         backlog: int = 128,
         max_connections: int = 4096,
+        setup: bool | None = None,
+        teardown: bool | None = None,
+        lazy: bool | None = None,
         defer_accept: bool = False,
         ecn: bool = False,
         mss: int | None = None,
         window: int = 65535,
         wscale: int = 7,
-        teardown: bool | None = None,
     ) -> Server:
-        """Have the NIC answer SYNs to `port`, and run `handler(connection)` for each connection.
+        """Answer SYNs to `port`, and run `handler(connection)` for each connection.
 
-        host: one of our addresses; None is all of them, "0.0.0.0" or "::" any at all.
-        defer_accept: take a connection only when its first data come. mss: what the NIC offers
-        (default: what fits the MTU). window, wscale: the first window, and our window shift.
-        teardown: the NIC closes the connections (default: as for the `Nic`).
+        host: one of our addresses; None is all of them, "0.0.0.0" or "::" any at all. setup: the NIC answers the SYNs
+        and checks the handshakes, not the host. teardown: the NIC closes the connections. lazy: build a connection's control block only
+        when it is needed. (None, for these: as for the `Nic`.) defer_accept: take a connection only when its
+        first data come. mss: what is offered (default: what fits the MTU). window, wscale: the first window, and our window shift.
 
-        Raises `OSError` with EADDRINUSE when there is such a listener, ENOBUFS when the NIC's
-        table is full; `ValueError` for a bad argument.
+        Raises `OSError` with EADDRINUSE when there is such a listener, ENOBUFS when the NIC's table is full;
+        `DeviceError` for an offload that this build of the NIC has not; `ValueError` for a bad argument.
         """
         options = self._listen_options(
-            teardown=teardown, defer_accept=defer_accept, ecn=ecn, mss=mss, window=window, wscale=wscale
+            setup, teardown, lazy, defer_accept=defer_accept, ecn=ecn, mss=mss, window=window, wscale=wscale
         )
         check_range("port", port, 1, 65535)
         check_range("backlog", backlog, 1, 1 << 20)
@@ -500,11 +557,186 @@ class Nic:
         self.servers.add(server)
         return server
 
-    def _listen_options(self, *, teardown: bool | None = None, **options: Any) -> ListenOptions:
-        self.device.require(Feature.SETUP)
+    async def create_server(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        host: str | IPAddress | Sequence[str | IPAddress] | None = None,
+        port: int = 0,
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        backlog: int = 100,
+        max_connections: int = 1 << 16,
+        start_serving: bool = True,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        setup: bool | None = None,
+        teardown: bool | None = None,
+        lazy: bool | None = None,
+        **options: Any,
+    ) -> TransportServer:
+        """`loop.create_server` on the NIC: a protocol for each connection.
+
+        host: one of our addresses or several; None is all of them, "0.0.0.0" and "::" those of a family. port: 0 is any that is free.
+        backlog: accepted for asyncio's sake; connections never wait, as a protocol takes each at once.
+        max_connections: with so many the port is paused. setup, teardown, lazy and further options are those of `listen`.
+
+        Raises as `listen`, and `OSError` with EADDRNOTAVAIL for an address that is not ours.
+        """
+        chosen = self._listen_options(setup, teardown, lazy, **options)
+        check_range("port", port, 0, 65535)
+        check_range("backlog", backlog, 1, 1 << 30)
+        check_range("max_connections", max_connections, 1, 1 << 20)
+        tls = Tls.wanted(
+            ssl, server_side=True, handshake_timeout=ssl_handshake_timeout, shutdown_timeout=ssl_shutdown_timeout
+        )
+        hosts = self._hosts(host)
+        server = TransportServer(
+            self, protocol_factory, hosts, port, chosen, tls=tls, max_connections=max_connections
+        )
+        if start_serving:
+            await server.start_serving()
+        return server
+
+    def _hosts(self, host: str | IPAddress | Sequence[str | IPAddress] | None) -> list[IPAddress]:
+        """Our addresses that a server's host means."""
+        own = self.addresses.listenable
+        if host is None or host == "":
+            found = list(own)
+        else:
+            found = []
+            for each in [host] if isinstance(host, (str, ipaddress.IPv4Address, ipaddress.IPv6Address)) else host:
+                address = ipaddress.ip_address(each)
+                if address.is_unspecified:
+                    found += [known for known in own if known.version == address.version]
+                elif address.packed in self.addresses:
+                    found.append(address)
+                else:
+                    raise OSError(errno.EADDRNOTAVAIL, f"{address} is no address of this NIC")
+        if not found:
+            raise OSError(errno.EADDRNOTAVAIL, f"the NIC has no address to listen on for {host!r}")
+        return list(dict.fromkeys(found))
+
+    def _listen_options(
+        self, setup: bool | None, teardown: bool | None, lazy: bool | None, **options: Any
+    ) -> ListenOptions:
+        features = self.device.identity.features
+        if setup:
+            self.device.require(Feature.SETUP)
         if teardown:
             self.device.require(Feature.TEARDOWN)
-        return ListenOptions(self._teardown if teardown is None else teardown, **options)
+        return ListenOptions(
+            self._setup and Feature.SETUP in features if setup is None else setup,
+            self._teardown if teardown is None else teardown,
+            self._settings.lazy if lazy is None else lazy,
+            **options,
+        )
+
+    # -- connect ---------------------------------------------------------------------------
+
+    def reaches(self, address: IPAddress) -> bool:
+        """Whether there is a route to the address over this NIC."""
+        if address.packed in self.addresses:
+            return False
+        try:
+            self.network.route(address.packed)
+        except OSError:
+            return False
+        return True
+
+    async def connect(
+        self,
+        host: str | IPAddress | Sequence[str | IPAddress],
+        port: int,
+        *,
+        local_addr: tuple[str | None, int] | None = None,
+        timeout: float | None = None,
+        teardown: bool | None = None,
+        options: ConnectionOptions | None = None,
+    ) -> Connection:
+        """Open a connection. host: an address or a name, or several addresses of which the first that answers is taken.
+
+        local_addr: from which address of ours (None: as the route says) and port (0: any). timeout: seconds for each
+        attempt (None: as many as TCP tries). teardown: the NIC may close it (None: as for the `Nic`).
+
+        Raises `OSError` as sockets do: `ConnectionRefusedError`, `TimeoutError`, EHOSTUNREACH, ENETUNREACH, EADDRINUSE,
+        EADDRNOTAVAIL.
+        """
+        return Connection(self, await self._open_tcp(host, port, local_addr, timeout, teardown, options))
+
+    async def create_connection(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        host: str | IPAddress | Sequence[str | IPAddress],
+        port: int,
+        *,
+        ssl: ssl_module.SSLContext | bool | None = None,
+        server_hostname: str | None = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        local_addr: tuple[str | None, int] | None = None,
+        timeout: float | None = None,
+        teardown: bool | None = None,
+        options: ConnectionOptions | None = None,
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        """`loop.create_connection` over the NIC: transport and protocol. Arguments and errors as for `connect`."""
+        tls = Tls.wanted(
+            ssl, server_side=False, host=host if isinstance(host, str) else "", server_hostname=server_hostname,
+            handshake_timeout=ssl_handshake_timeout, shutdown_timeout=ssl_shutdown_timeout,
+        )  # fmt: skip
+        tcp = await self._open_tcp(host, port, local_addr, timeout, teardown, options)
+        return await self.adopt(tcp, protocol_factory, tls)
+
+    async def adopt(
+        self, tcp: TcpConnection, protocol_factory: Callable[[], asyncio.BaseProtocol], tls: Tls | None = None
+    ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
+        """A transport and a protocol for an established connection that belongs to nobody (any more)."""
+        protocol = protocol_factory()
+        if tls is None:
+            transport = TcpTransport(self, tcp, protocol, loop=self._loop)
+            transport.begin()
+            return transport, protocol
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        wrapped = tls.wrap(self._loop, protocol, waiter)
+        TcpTransport(self, tcp, wrapped, loop=self._loop).begin()
+        secure = wrapped._app_transport
+        assert secure is not None
+        try:
+            await waiter
+        except BaseException:
+            secure.close()
+            raise
+        return secure, protocol
+
+    async def _open_tcp(
+        self,
+        host: str | IPAddress | Sequence[str | IPAddress],
+        port: int,
+        local_addr: tuple[str | None, int] | None,
+        timeout: float | None,
+        teardown: bool | None,
+        options: ConnectionOptions | None,
+    ) -> TcpConnection:
+        if self._error is not None:
+            raise self._error
+        check_range("port", port, 1, 65535)
+        local_host, local_port = local_addr or (None, 0)
+        local = ipaddress.ip_address(local_host) if local_host else None
+        if local is not None and local.is_unspecified:
+            local = None
+        return await connect_tcp(
+            self, await self._targets(host, port), port, local=local, local_port=local_port, options=options,
+            teardown=self._teardown if teardown is None else teardown, timeout=timeout,
+        )  # fmt: skip
+
+    async def _targets(self, host: str | IPAddress | Sequence[str | IPAddress], port: int) -> list[IPAddress]:
+        if not isinstance(host, str):
+            several = [host] if isinstance(host, (ipaddress.IPv4Address, ipaddress.IPv6Address)) else host
+            return [ipaddress.ip_address(each) for each in several]
+        try:
+            return [ipaddress.ip_address(host)]
+        except ValueError:
+            infos = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(ipaddress.ip_address(info[4][0]) for info in infos))
 
     # -- readings --------------------------------------------------------------------------
 
@@ -517,7 +749,7 @@ class Nic:
             "queue": self.queue.stats.as_dict(),
             "tcp": {**self.endpoint.stats, "open": len(self.endpoint.connections)},
             "flows": self.flows.stats() if self.flows is not None else dict.fromkeys(FLOW_STATS, 0),
-            "answers": dict(self.responder.stats),
+            "network": self.network.stats(),
             "listeners": {
                 f"{address}:{server.port}": {
                     "accepted": server.accepted,
@@ -557,6 +789,22 @@ async def _open_in_thread(spec: str) -> Device:
         given_up.set()
         task.add_done_callback(drop)
         raise
+
+
+_open_nics: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[Nic]] = weakref.WeakKeyDictionary()
+
+
+def nics_of(loop: asyncio.AbstractEventLoop) -> list[Nic]:
+    """NICs that are open in an event loop, in the order in which they were opened."""
+    return _open_nics.get(loop, [])
+
+
+def current_nic() -> Nic:
+    """The NIC that is open in the running event loop. Raises `RuntimeError` unless there is exactly one."""
+    nics = nics_of(asyncio.get_running_loop())
+    if len(nics) != 1:
+        raise RuntimeError(f"{len(nics) or 'no'} NICs are open in this event loop: say which with nic=")
+    return nics[0]
 
 
 def open(device: Device | str, addresses: Iterable[str], **options: Any) -> Nic:

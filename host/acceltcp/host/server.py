@@ -141,6 +141,10 @@ class Server:
         """From `Nic.listen`: begin."""
         await self._listening.open(hosts, port, options)
 
+    async def stop(self) -> None:
+        """From the NIC that closes."""
+        await self.close()
+
     @property
     def connections(self) -> int:
         """Handlers that run now."""
