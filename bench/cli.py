@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import setup, teardown
+from . import host, setup, teardown
 from .goals import Goal
 
 __all__ = ["main"]
 
-BENCHES = {"setup": setup, "teardown": teardown}
+BENCHES = {"setup": setup, "teardown": teardown, "host": host}
 
 
 def _show(console: Console, title: str, goals: dict[str, Goal], results: dict[str, float]) -> None:
@@ -38,10 +38,13 @@ def _show(console: Console, title: str, goals: dict[str, Goal], results: dict[st
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="acceltcp bench", description="Run a benchmark.")
-    parser.add_argument("name", choices=list(BENCHES), help="setup: connection setup and rings; teardown: connection table and teardown")
+    parser.add_argument("name", choices=list(BENCHES), help="setup: connection setup and rings; teardown: connection table and teardown; host: CPU time of the host stack")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there ('-': standard output)")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="host: draw the breakdown, FILE.png and FILE.svg")
     arguments = parser.parse_args(argv)
     bench = BENCHES[arguments.name]
+    if arguments.plot and bench is not host:
+        parser.error(f"there is no plot of {arguments.name}, only of host")
     console = Console(stderr=arguments.json == Path("-"))
     try:
         with console.status("") as status:
@@ -58,4 +61,6 @@ def main(argv: list[str] | None = None) -> int:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(text + "\n")
             console.print(f"written: {arguments.json}")
+    if arguments.plot:
+        console.print(f"drawn: {', '.join(map(str, host.plot(results, arguments.plot)))}")
     return 0
