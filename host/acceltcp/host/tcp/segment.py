@@ -25,7 +25,7 @@ from acceltcp.abi.wire import (
 __all__ = ["Closed", "Peer", "Segment", "SynOptions", "supersedes"]
 
 MASK = 0xFFFFFFFF
-MALFORMED = 0x100
+MALFORMED = 1 << 8
 """Flags of a segment whose header cannot be: none of the eight that there are."""
 HALF = 0x80000000
 
