@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 import acceltcp.host
-from acceltcp.host import Connection, ConnectionOptions, Nic, TcpTransport
+from acceltcp.host import Connection, ConnectionOptions, DeviceLostError, Nic, TcpTransport
 
 from ..test_stack import QUICK, until
 from .pair import FAR4, FAR6, NEAR4, certificate, run_pair
@@ -434,5 +434,39 @@ def test_a_request_answered_and_closed_in_one_batch_builds_no_control_block(kind
         stats = far.endpoint.stats
         assert (stats["opened"], stats["built"]) == (10, 0)
         assert far.flows.counts["handed_over"] == 10
+
+    run_pair(test)
+
+
+def test_a_lost_device_is_told_to_everybody():
+    async def test(near: Nic, far: Nic) -> None:
+        protocols: list[Recorder] = []
+
+        def factory() -> Recorder:
+            protocols.append(Recorder())
+            return protocols[-1]
+
+        server = await near.create_server(factory, None, 80)
+        serving = asyncio.ensure_future(server.serve_forever())
+        await far.connect(NEAR4, 80)
+        await until(lambda: protocols)
+        await far.create_server(asyncio.Protocol, None, 7)
+        sides = [await near.connect(FAR4, 7) for _ in range(2)]
+        relaying = asyncio.ensure_future(acceltcp.host.relay(*sides))
+        connecting = asyncio.ensure_future(near.connect("10.0.0.99", 7))
+        await asyncio.sleep(0.02)
+        near.device.transport.dead = DeviceLostError("fake: went away: test.")
+        await asyncio.sleep(0)
+        near._check_device()
+        assert isinstance(await asyncio.wait_for(protocols[0].lost, 2), ConnectionAbortedError)
+        with pytest.raises(OSError, match="the device went away"):
+            await asyncio.wait_for(relaying, 2)
+        with pytest.raises(OSError, match=r"cannot connect to 10\.0\.0\.99 port 7: the device went away"):
+            await asyncio.wait_for(connecting, 2)
+        with pytest.raises(DeviceLostError):
+            await asyncio.wait_for(serving, 2)
+        with pytest.raises(DeviceLostError):
+            await near.connect(FAR4, 7)
+        assert not near._users
 
     run_pair(test)

@@ -290,13 +290,11 @@ def test_view_protocol_sees_the_ring_itself():
 
     async def test(nic, net, protocols):
         client, protocol = await opened(net, protocols)
-        before = nic.endpoint.stats["bytes_copied"]
         client.write(data, fin=True)
         await until(lambda: protocol.eof)
         assert protocol.got == data
         rings = {id(view.obj) for view in nic.queue._rx_views}
         assert sum(id(view.obj) in rings for view in protocol.views) > len(protocol.views) // 2
-        assert nic.endpoint.stats["bytes_copied"] - before < len(data) // 2
 
     serve(test, Viewer)
 
