@@ -368,7 +368,6 @@ def _fill(
         if length:
             assert data is not None
             data.copy_into(slot, body, una + start, length)
-            connection.endpoint.stats["bytes_copied"] += length
         _pack_entry(view, entry, address + at, una + start & MASK, header + length, l4, kind)
         entry += ENTRY.size
         at += align_up(header + length, FRAME_ALIGN)
