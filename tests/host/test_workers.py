@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import socket
 from ipaddress import ip_address
@@ -27,6 +28,7 @@ from acceltcp.host import workers as module
 from acceltcp.host.queue import CommandResult
 from acceltcp.host.sharing import Kind, Sharing, pack_answer, unpack_command
 from acceltcp.host.workers import Workers, _is_for_all, _State
+from tests.host.abi.test_toeplitz import by_definition
 from tests.hw.packet.rss_vectors import VECTORS
 
 LISTEN, UNLISTEN, UPDATE = CommandOpcode.LISTEN, CommandOpcode.UNLISTEN, CommandOpcode.LISTEN_UPDATE
@@ -226,7 +228,7 @@ async def test_entries_go_to_those_that_are_left() -> None:
 async def test_sharing() -> None:
     owner, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     owner.settimeout(5)
-    sharing = Sharing(link, 1, RSS_KEY_PUBLISHED)
+    sharing = Sharing(link, 1, RSS_KEY_PUBLISHED, (40000, 40099))
     frames: list[tuple[bytes, int]] = []
     ended = asyncio.Event()
     sharing.on_frame = lambda frame, port: frames.append((frame, port))
@@ -274,7 +276,7 @@ async def test_sharing() -> None:
 async def test_our_share_of_ports() -> None:
     """By the published vectors: a connection is ours if the entry of its hash is."""
     owner, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    sharing = Sharing(link, 1, RSS_KEY_PUBLISHED)
+    sharing = Sharing(link, 1, RSS_KEY_PUBLISHED, (40000, 40099))
     sharing.start()
     for vector in VECTORS:
         entry = vector.with_ports % RSS_TABLE_ENTRIES
@@ -286,6 +288,43 @@ async def test_our_share_of_ports() -> None:
             if not vector.ipv6:
                 mapped = [ip_address(f"::ffff:{address}").packed for address in (vector.dst, vector.src)]
                 assert sharing.is_ours(*mapped, vector.src_port, vector.dst_port) == ours
+    sharing.close()
+    owner.close()
+    link.close()
+
+
+@asynchronous
+async def test_ports_of_active_opens() -> None:
+    owner, link = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sharing = Sharing(link, 1, RSS_KEY_PUBLISHED, (40000, 40099))
+    sharing.start()
+    owner.send(bytes([Kind.TABLE, *spread_evenly(range(4))]))
+    await asyncio.sleep(0.01)
+    local, remote = bytes([10, 0, 0, 2]), bytes([10, 0, 0, 1])
+    ours = {port for port in range(40000, 40100) if by_definition(RSS_KEY_PUBLISHED, remote + local + b"\0\x50" + port.to_bytes(2, "big")) % 4 == 1}
+    assert 10 < len(ours) < 50
+    used: list[int] = []
+
+    def begin(port: int) -> int:
+        if port in used:
+            raise OSError(errno.EADDRINUSE, "in use")
+        used.append(port)
+        return port
+
+    for _ in ours:
+        assert sharing.connect(begin, local, remote, 80, 0) in ours
+    assert set(used) == ours
+    with pytest.raises(OSError, match="in use"):
+        sharing.connect(begin, local, remote, 80, 0)
+    used.clear()
+    mine = min(ours)
+    assert sharing.connect(begin, local, remote, 80, mine) == mine
+    with pytest.raises(OSError, match="in use"):
+        sharing.connect(begin, local, remote, 80, mine)
+    other = min(set(range(40000, 40100)) - ours)
+    with pytest.raises(OSError, match=f"to port {other} goes to another process") as caught:
+        sharing.connect(begin, local, remote, 80, other)
+    assert caught.value.errno == errno.EADDRNOTAVAIL
     sharing.close()
     owner.close()
     link.close()

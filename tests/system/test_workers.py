@@ -25,6 +25,8 @@ from acceltcp.abi.toeplitz import RSS_KEY_PUBLISHED, Toeplitz, spread_evenly
 from .namespace import isolated
 from .world import (
     ADDRESSES,
+    KERNEL4,
+    KERNEL6,
     MAC,
     NIC,
     NIC4,
@@ -66,19 +68,51 @@ sys.exit(workers.run(main, started=started, key=key, **arguments))
 """
 
 
-class Group:
-    """The program above. Use in `with`."""
+CLIENT = """
+import asyncio, json, os, sys
+from acceltcp.host import workers
 
-    def __init__(self, where: Path, *, workers: int = 2, restart: bool = False) -> None:
+arguments = json.loads(sys.argv[1])
+go = arguments.pop("go")
+
+async def main(nic):
+    while not os.path.exists(go):
+        await asyncio.sleep(0.02)
+    for number in range(10):
+        for host in ("10.0.0.1", "fd00::1"):
+            connection = await nic.connect(host, 7, timeout=10)
+            data = bytes([nic.queue.index, number]) * 2000
+            connection.write(data)
+            connection.write_eof()
+            got = b""
+            while part := await connection.read(1 << 16):
+                got += part
+            assert got == data, (len(got), len(data))
+            connection.close()
+
+def started(group):
+    print(json.dumps(group.pids), flush=True)
+
+key = bytes.fromhex(arguments.pop("key"))
+sys.exit(workers.run(main, started=started, key=key, **arguments))
+"""
+
+
+class Group:
+    """One of the programs above. Use in `with`."""
+
+    def __init__(
+        self, where: Path, *, workers: int = 2, restart: bool = False, program: str = PROGRAM, **more: str
+    ) -> None:
         self.workers = workers
         self.log = where / "workers.log"
         arguments = {
             "device": f"sim:?tap={TAP}", "addresses": ADDRESSES, "workers": workers, "restart": restart, "mac": MAC,
-            "key": RSS_KEY_PUBLISHED.hex(),
+            "key": RSS_KEY_PUBLISHED.hex(), **more,
         }  # fmt: skip
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM, json.dumps(arguments)],
+                [sys.executable, "-c", program, json.dumps(arguments)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
         self.pids: list[int] = []
@@ -230,6 +264,37 @@ def test_a_successor() -> None:
         assert alive(successor)
         assert group.terminate(signal.SIGINT) == 1
         wait_until("all processes have gone", lambda: not any(map(alive, (successor, group.pids[1]))))
+
+
+@isolated
+@pytest.mark.slow
+def test_active_opens() -> None:
+    """Workers connect to the kernel: each from ports of its share, and with what the owner hears of neighbours."""
+    table = spread_evenly(range(2))
+    served: list[tuple[int, int]] = []
+
+    def serve(listening: socket.socket) -> None:
+        """An echo that begins when all is there."""
+        while True:
+            sock, _ = listening.accept()
+            with sock:
+                sock.settimeout(20)
+                data = b""
+                while part := sock.recv(1 << 16):
+                    data += part
+                served.append((data[0], expected_worker(sock, table)))
+                sock.sendall(data)
+
+    with folder() as where, Group(where, program=CLIENT, go=str(where / "go")) as group:
+        for family, address in ((socket.AF_INET, KERNEL4), (socket.AF_INET6, KERNEL6)):
+            listening = socket.create_server((address, PORT), family=family)
+            threading.Thread(target=serve, args=(listening,), daemon=True).start()
+        (where / "go").touch()
+        assert group.process.wait(60) == 0, group.said()
+        print(Counter(worker for worker, _ in served))
+        assert len(served) == 2 * 2 * 10
+        assert all(worker == expected for worker, expected in served)
+        assert Counter(worker for worker, _ in served) == {0: 20, 1: 20}
 
 
 @isolated

@@ -85,11 +85,20 @@ async def _attempt(
 ) -> TcpConnection:  # fmt: skip
     attempt = _Attempt(nic)
     where = f"{address} port {port}"
-    try:
-        tcp = attempt.tcp = nic.endpoint.connect(
-            address.packed, port, local=local.packed if local is not None else None, local_port=local_port,
+    source = local.packed if local is not None else None
+
+    def begin(chosen: int) -> TcpConnection:
+        return nic.endpoint.connect(
+            address.packed, port, local=source, local_port=chosen,
             options=options.copy() if options is not None else None, offload=teardown, events=attempt,
         )  # fmt: skip
+
+    try:
+        if nic.sharing is None:
+            tcp = attempt.tcp = begin(local_port)
+        else:
+            route = nic.network.route(address.packed, source)
+            tcp = attempt.tcp = nic.sharing.connect(begin, route.local, address.packed, port, local_port)
     except OSError as error:
         raise _located(error, where) from None
     nic.connection_opened(attempt)

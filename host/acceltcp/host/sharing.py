@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import errno
 import itertools
 import json
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from acceltcp.abi.messages import COMMAND, Status
 from acceltcp.abi.registers import RSS_TABLE_ENTRIES
@@ -23,11 +24,17 @@ from acceltcp.abi.toeplitz import Toeplitz
 
 from .errors import DeviceLostError
 from .queue import CommandResult
+from .tcp.ports import EphemeralPorts
 
 __all__ = ["MESSAGE_BYTES_MAX", "Kind", "Sharing", "pack_answer", "unpack_command"]
 
 MESSAGE_BYTES_MAX = 1 << 17
 """Longest message; readings are the long ones."""
+
+_PORTS_TRIED = 64
+"""Ports of ours that may be in use one after another."""
+
+_T = TypeVar("_T")
 
 _ID = struct.Struct("<BI")
 _ANSWER = struct.Struct("<BIBI")
@@ -68,16 +75,17 @@ def unpack_command(message: bytes) -> tuple[int, bytes]:
 class Sharing:
     """The worker's side.
 
-    link: to the owner. index: the worker's queue. key: of the NIC's hash.
+    link: to the owner. index: the worker's queue. key: of the NIC's hash. ports: the first and the last for active opens.
     on_frame: gets frame and port; readings: gives what the owner may ask for; on_end: the owner has gone.
     """
 
-    def __init__(self, link: socket.socket, index: int, key: bytes) -> None:
+    def __init__(self, link: socket.socket, index: int, key: bytes, ports: tuple[int, int]) -> None:
         link.setblocking(False)
         self._link = link
         self.index = index
         self._hash = Toeplitz(key).flow
         self._table = bytes(RSS_TABLE_ENTRIES)
+        self._ports = EphemeralPorts(*ports, lambda *ends: not self.is_ours(*ends))
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[CommandResult]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -117,6 +125,24 @@ class Sharing:
     def is_ours(self, local: bytes, remote: bytes, remote_port: int, port: int) -> bool:
         """Whether packets from there to this address and port of ours come to this worker."""
         return self._table[self._hash(remote, local, remote_port, port) % RSS_TABLE_ENTRIES] == self.index
+
+    def connect(self, begin: Callable[[int], _T], local: bytes, remote: bytes, remote_port: int, port: int) -> _T:
+        """What `begin` returns for a port of ours to which answers come here; `port`, unless it is 0.
+
+        Raises `OSError`: EADDRNOTAVAIL when answers to `port` would come to another process, or when no port is free;
+        and what `begin` raises, but EADDRINUSE only if it does so for many ports.
+        """
+        if port:
+            if not self.is_ours(local, remote, remote_port, port):
+                raise OSError(errno.EADDRNOTAVAIL, f"what comes from there to port {port} goes to another process")
+            return begin(port)
+        for left in range(_PORTS_TRIED - 1, -1, -1):
+            try:
+                return begin(self._ports.choose(local, remote, remote_port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not left:
+                    raise
+        raise AssertionError
 
     def _receive(self) -> None:
         while True:

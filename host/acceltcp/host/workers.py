@@ -41,6 +41,7 @@ from .device import WATCHDOG_S, Device
 from .errors import CommandRefusedError, DeviceError, DeviceTimeoutError
 from .nic import Nic
 from .sharing import MESSAGE_BYTES_MAX, Kind, Sharing, pack_answer, unpack_command
+from .tcp import TcpSettings
 from .transport import Transport
 
 __all__ = ["Main", "Workers", "run"]
@@ -381,7 +382,8 @@ class Workers:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-        sharing = Sharing(link, index, self._key)
+        ports = (self._options.get("tcp") or TcpSettings()).ports
+        sharing = Sharing(link, index, self._key, ports)
         sharing.on_end = stop
         sharing.start()
         options = {**self._options, "mac": self.nic.mac, "announce": False}
