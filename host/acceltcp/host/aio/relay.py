@@ -33,10 +33,14 @@ class Detachable(Protocol):
 class _Side:
     """One of the two connections: hands on what it receives, and takes what the other one does."""
 
-    def __init__(self, nic: Nic, tcp: TcpConnection, done: asyncio.Future[None]) -> None:
+    def __init__(
+        self, nic: Nic, tcp: TcpConnection, done: asyncio.Future[None], errors: list[OSError]
+    ) -> None:
         self._nic = nic
         self.tcp = tcp
         self._done = done
+        self._errors = errors
+        """Of both sides, the cause first."""
         self.other: _Side
         self.received = 0
         self._ended = False
@@ -44,7 +48,6 @@ class _Side:
         self._stopped = False
         """The other one takes no more for now."""
         self.over = False
-        self.error: OSError | None = None
 
     def start(self) -> None:
         """Live from now on."""
@@ -113,7 +116,7 @@ class _Side:
         self.over = True
         self._nic.connection_closed(self)
         if error is not None:
-            self.error = error
+            self._errors.append(error)
             if not self.other.over:
                 self.other.abort()
         if self.other.over and not self._done.done():
@@ -142,7 +145,8 @@ async def relay(first: Detachable, second: Detachable) -> tuple[int, int]:
     to cancel resets both.
     """
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    sides = (_Side(first.nic, first.detach(), done), _Side(second.nic, second.detach(), done))
+    errors: list[OSError] = []
+    sides = (_Side(first.nic, first.detach(), done, errors), _Side(second.nic, second.detach(), done, errors))
     one, two = sides
     one.other, two.other = two, one
     for side in sides:
@@ -156,10 +160,6 @@ async def relay(first: Detachable, second: Detachable) -> tuple[int, int]:
             if not side.over:
                 side.abort()
         raise
-    for side in sides:
-        if side.error is not None and not isinstance(side.error, ConnectionAbortedError):
-            raise side.error
-    for side in sides:
-        if side.error is not None:
-            raise side.error
+    if errors:
+        raise errors[0]
     return one.received, two.received
