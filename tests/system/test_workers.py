@@ -45,7 +45,7 @@ pytestmark = pytest.mark.slow
 
 PORT = 7
 PROGRAM = """
-import json, logging, sys
+import asyncio, json, logging, sys
 from acceltcp.host import workers
 
 logging.basicConfig(level=logging.WARNING)
@@ -55,6 +55,10 @@ async def main(nic):
     async def handler(connection):
         connection.write(bytes([nic.queue.index]))
         while data := await connection.read(1 << 16):
+            if data == b"last words":
+                await asyncio.sleep(1)
+                connection.write(bytes(range(250)) * 12)
+                break
             connection.write(data)
             await connection.drain()
     server = await nic.listen(7, handler)
@@ -264,6 +268,29 @@ def test_a_successor() -> None:
         assert alive(successor)
         assert group.terminate(signal.SIGINT) == 1
         wait_until("all processes have gone", lambda: not any(map(alive, (successor, group.pids[1]))))
+
+
+@isolated
+@pytest.mark.slow
+def test_last_words_of_a_dead_worker() -> None:
+    """What a worker has handed to the NIC to close is sent again and closed after its death."""
+    table = spread_evenly(range(2))
+    with folder() as where, Group(where) as group, connect(NIC4, PORT) as sock:
+        worker = greeted(sock)
+        assert worker == expected_worker(sock, table)
+        sock.sendall(b"last words")
+        time.sleep(0.3)
+        ip("link", "set", TAP, "down")
+        time.sleep(2)  # now it has closed, and what it sent is lost
+        os.kill(group.pids[worker], signal.SIGKILL)
+        wait_until("the owner has noticed", lambda: "was ended by SIGKILL" in group.said())
+        with pytest.raises(BlockingIOError):
+            sock.recv(1, socket.MSG_DONTWAIT)
+        ip("link", "set", TAP, "up")
+        got = b""
+        while part := sock.recv(1 << 16):
+            got += part
+        assert got == bytes(range(250)) * 12
 
 
 @isolated
