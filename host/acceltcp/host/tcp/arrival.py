@@ -400,8 +400,9 @@ class Arrival(Timers):
         if ended:
             self.rcv_nxt += 1
             self.ack_now = True
-            self.endpoint.buffered -= reassembly.size
-            reassembly.clear()
+            if reassembly:
+                self.endpoint.buffered -= reassembly.size
+                reassembly.clear()
         elif self._unacked >= 2 * self.mss or (self.options.quickack and fresh) or not self.settings.piggyback:
             self.ack_now = True
         if self._unacked and not self.ack_now and self.ack_at is None:
@@ -425,7 +426,6 @@ class Arrival(Timers):
         sink = self.sink
         if sink is not None and not self.receive_buffer:
             if not self.settings.zero_copy:
-                self.endpoint.stats["bytes_copied"] += 2 * len(view)
                 view = memoryview(bytes(bytearray(view)))
             sink(view)
             if self.built:
@@ -438,7 +438,6 @@ class Arrival(Timers):
             buffer.append_bytes(whole)
         else:
             buffer.append(view)
-            self.endpoint.stats["bytes_copied"] += len(view)
         self.endpoint.take_memory(len(view))
         if self.events is not None:
             self.events.readable()

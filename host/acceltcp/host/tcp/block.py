@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["CLOCK_STALE_S", "NEVER", "NOTHING_RECEIVED", "RECEIVE_FIRST", "ConnectionEvents", "ControlBlock", "Opening", "State", "Timer", "headers_size"]
 
 NEVER = float("inf")
+_HEADERS_V4, _HEADERS_V6 = IPV4.size + TCP.size, IPV6.size + TCP.size
+_TS_SIZE = TS_OPTION.size
 CLOCK_STALE_S = 0.01
 """The NIC's timestamp clock is read again when the last packet brought it so long ago."""
 
@@ -100,7 +102,7 @@ NOTHING_RECEIVED = ReceiveBuffer()
 
 def headers_size(ipv6: bool) -> int:
     """Bytes of IP and TCP headers without options."""
-    return (IPV6.size if ipv6 else IPV4.size) + TCP.size
+    return _HEADERS_V6 if ipv6 else _HEADERS_V4
 
 
 class ControlBlock:
@@ -124,7 +126,6 @@ class ControlBlock:
         endpoint: TcpEndpoint,
         key: bytes,
         peer: Peer,
-        *,
         iss: int,
         irs: int,
         mss: int,
@@ -187,10 +188,14 @@ class ControlBlock:
 
     def fitting_mss(self, mtu: int) -> int:
         """Data bytes of a full segment: what the peer takes, the path carries, the user wants."""
-        room = min(self.peer_mss, mtu - headers_size(self.peer.ipv6))
-        if self.options.maxseg:
-            room = min(room, self.options.maxseg)
-        return max(room - (TS_OPTION.size if self.timestamps else 0), 1)
+        room = mtu - (_HEADERS_V6 if self.peer.ipv6 else _HEADERS_V4)
+        if self.peer_mss < room:
+            room = self.peer_mss
+        if 0 < self.options.maxseg < room:
+            room = self.options.maxseg
+        if self.timestamps:
+            room -= _TS_SIZE
+        return room if room > 0 else 1
 
     # What the layers above add and the endpoint calls.
 

@@ -128,16 +128,17 @@ class CongestionControl(ABC):
 
     def lost(self, in_flight: int, now: float) -> None:
         """Fast recovery begins (RFC 5681 section 3.2). in_flight: FlightSize, what was sent and not acknowledged
-        just before the loss was found."""
+        just before the loss was found. It counts what was SACKed meanwhile and may be more than the window ever let into the network:
+        then the window is what is reduced."""
         self._before = self._state()
-        self.ssthresh = max(self._reduced(in_flight), 2 * self.mss)
+        self.ssthresh = max(self._reduced(min(in_flight, self.cwnd)), 2 * self.mss)
         self.cwnd = self.ssthresh
         self._part = 0.0
 
     def congested(self, in_flight: int, now: float) -> None:
         """ECN-Echo (RFC 3168 section 6.1.2): as for a loss, but cwnd may become one segment (RFC 9438 section 4.6), and there is nothing
         that could be undone."""
-        left = self._reduced(in_flight)
+        left = self._reduced(min(in_flight, self.cwnd))
         self.ssthresh = max(left, 2 * self.mss)
         self.cwnd = max(left, self.mss)
         self._part = 0.0
@@ -147,7 +148,7 @@ class CongestionControl(ABC):
         """The retransmission timer ran out (RFC 5681 section 3.1). first: not again for the same segment."""
         if first:
             self._before = self._state()
-            self.ssthresh = max(self._reduced(in_flight), 2 * self.mss)
+            self.ssthresh = max(self._reduced(min(in_flight, self.cwnd)), 2 * self.mss)
         self.cwnd = self.mss
         self._part = 0.0
         self._timed_out = True

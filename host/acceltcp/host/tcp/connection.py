@@ -76,8 +76,6 @@ class TcpConnection(Arrival):
         if buffer is None:
             buffer = self.send_buffer = SendBuffer(self.iss + 1 if self.opening else self.snd_una)
         buffer.append(data)
-        if not isinstance(data, bytes):
-            self.endpoint.stats["bytes_copied"] += len(data)
         self.endpoint.mark(self)
 
     def consume(self, count: int) -> bytes:
@@ -244,11 +242,11 @@ class TcpConnection(Arrival):
 
     def drop_memory(self) -> None:
         """Forget data; keep received ones that somebody may still read."""
-        self.send_buffer = None
-        if self.built:
+        if self.send_buffer:
+            self.send_buffer = SendBuffer(self.send_buffer.start)
+        if self.built and self.reassembly:
             self.endpoint.buffered -= self.reassembly.size
             self.reassembly.clear()
-            self.scoreboard = Scoreboard(self.mss, self.sack, self.snd_max)
         if not self.reading and self.receive_buffer is not NOTHING_RECEIVED:
             self.endpoint.give_memory(len(self.receive_buffer))
             self.receive_buffer = NOTHING_RECEIVED
@@ -262,7 +260,6 @@ class TcpConnection(Arrival):
                 self._waiting = True
                 self.retransmit_at = self.linger_at = self.keep_at = None
                 self.drop_memory()
-                self.send_buffer = SendBuffer(self.snd_una)
                 self._set_wait(self.settings.time_wait)
                 if self.events is not None:
                     self.events.closed(None)

@@ -44,11 +44,18 @@ _L4 = RX_PACKING["l4_offset"].item
 _VERDICT_I, _VERDICT_S, _VERDICT_M = RX_PACKING["verdict"]
 _L4SUM_I, _L4SUM_S, _L4SUM_M = RX_PACKING["l4_checksum"]
 _IPV6_I, _IPV6_S, _IPV6_M = RX_PACKING["ipv6"]
-_LISTENER = RX_PACKING["listener"]
+_LISTENER_I, _LISTENER_S, _ = RX_PACKING["listener"]
 _LISTENER_INDEX = RX_PACKING["listener_index"].item
 _PORT = RX_PACKING["port"]
+_PORT_I, _PORT_S, _PORT_M = _PORT
 _TS_CLOCK = RX_PACKING["ts_clock"].item
-_MSS, _WSCALE, _SACK, _TIMESTAMPS, _ECN = (RX_PACKING[name] for name in ("mss", "wscale", "sack", "timestamps", "ecn"))
+_MSS = RX_PACKING["mss"].item
+_GRANTED = RX_PACKING["wscale"].item
+"""What a cookie grants lies together in one item: window shift in front, then bits."""
+_SACK, _TIMESTAMPS, _ECN = (1 << RX_PACKING[name].shift for name in ("sack", "timestamps", "ecn"))
+assert all(RX_PACKING[name].item == _GRANTED for name in ("sack", "timestamps", "ecn"))
+assert RX_PACKING["wscale"].shift == 0 and RX_PACKING["wscale"].mask == WSCALE_NONE
+assert RX_PACKING["mss"].shift == 0
 
 _NO_MAC = bytes(6)
 _NOWHERE = {
@@ -138,7 +145,7 @@ class TcpEndpoint:
             (
                 "opened", "closed", "failed", "segments", "bad_checksum", "unwanted", "duplicates_of_closed",
                 "resets_sent", "unknown_dropped", "retransmissions", "connected", "syn_acks", "syn_overflow",
-                "bad_options", "malformed", "spurious", "built", "bytes_received", "bytes_copied", "path_mtu",
+                "bad_options", "malformed", "spurious", "built", "path_mtu",
             ),
             0,
         )  # fmt: skip
@@ -235,7 +242,7 @@ class TcpEndpoint:
                 return
             del self._ended[key]
         l3, l4 = items[_L3], items[_L4]
-        listener = self.listeners.get(items[_LISTENER_INDEX]) if _LISTENER.of(items) else None
+        listener = self.listeners.get(items[_LISTENER_INDEX]) if items[_LISTENER_I] >> _LISTENER_S & 1 else None
         if new and listener is not None:
             self._open(key, view, items, segment, listener, ipv6)
             return
@@ -259,46 +266,29 @@ class TcpEndpoint:
         self, key: bytes, view: memoryview, items: tuple[int, ...], segment: Segment, listener: Listener, ipv6: bool
     ) -> None:
         """A segment marked NEW."""
-        wscale = _WSCALE.of(items)
+        granted = items[_GRANTED]
+        shift = granted & WSCALE_NONE
+        wscale: int | None = None
+        window = segment.window
+        if shift != WSCALE_NONE:
+            wscale = shift if shift < WSCALE_MAX else WSCALE_MAX
+            window <<= wscale
         connection = TcpConnection(
-            self,
-            key,
-            Peer(view, items[_L3], items[_L4], ipv6, _PORT.of(items)),
-            iss=segment.ack - 1 & MASK,
-            irs=segment.seq - 1 & MASK,
-            mss=_MSS.of(items),
-            wscale=None if wscale == WSCALE_NONE else min(wscale, WSCALE_MAX),
-            our_wscale=listener.wscale,
-            our_window=listener.window,
-            window=segment.window << (0 if wscale == WSCALE_NONE else min(wscale, WSCALE_MAX)),
-            sack=bool(_SACK.of(items)),
-            timestamps=bool(_TIMESTAMPS.of(items)),
-            ts_recent=segment.tsval,
-            ecn=bool(_ECN.of(items)),
-            offload=self.hand_over is not None and listener.teardown,
-        )
+            self, key, Peer(view, items[_L3], items[_L4], ipv6, items[_PORT_I] >> _PORT_S & _PORT_M),
+            segment.ack - 1 & MASK, segment.seq - 1 & MASK, items[_MSS], wscale, listener.wscale, listener.window, window,
+            granted & _SACK != 0, granted & _TIMESTAMPS != 0, segment.tsval, granted & _ECN != 0,
+            listener.teardown and self.hand_over is not None,
+        )  # fmt: skip
         self._accept(key, connection, listener, segment)
 
     def _grow(self, key: bytes, embryo: Embryo, segment: Segment) -> None:
         """The last acknowledgment of a handshake of ours."""
         listener = embryo.listener
         connection = TcpConnection(
-            self,
-            key,
-            embryo.peer,
-            iss=embryo.iss,
-            irs=embryo.irs,
-            mss=embryo.mss,
-            wscale=embryo.wscale,
-            our_wscale=listener.wscale,
-            our_window=listener.window,
-            window=segment.window << (embryo.wscale or 0),
-            sack=embryo.sack,
-            timestamps=embryo.timestamps,
-            ts_recent=embryo.ts_recent,
-            ecn=embryo.ecn,
-            offload=self.hand_over is not None and listener.teardown,
-        )
+            self, key, embryo.peer, embryo.iss, embryo.irs, embryo.mss, embryo.wscale, listener.wscale, listener.window,
+            segment.window << (embryo.wscale or 0), embryo.sack, embryo.timestamps, embryo.ts_recent, embryo.ecn,
+            listener.teardown and self.hand_over is not None,
+        )  # fmt: skip
         if self._accept(key, connection, listener, segment):
             self.handshakes.forget(key)
 
@@ -423,10 +413,9 @@ class TcpEndpoint:
             self._forget(key)
         self._ended.pop(key, None)
         connection = TcpConnection(
-            self, key, Peer.route(_NOWHERE[len(remote)], source, remote, local_port, port, 0), iss=iss, irs=0, mss=0xFFFF, wscale=0,
-            our_wscale=max(settings.window_scale, scale_for(rcvbuf)), our_window=min(rcvbuf, 0xFFFF), window=0,
-            sack=settings.sack, timestamps=settings.timestamps, ts_recent=0, ecn=settings.ecn,
-            offload=offload and self.hand_over is not None, options=options,
+            self, key, Peer.route(_NOWHERE[len(remote)], source, remote, local_port, port, 0), iss, 0, 0xFFFF, 0,
+            max(settings.window_scale, scale_for(rcvbuf)), min(rcvbuf, 0xFFFF), 0, settings.sack, settings.timestamps, 0,
+            settings.ecn, offload and self.hand_over is not None, options,
         )  # fmt: skip
         connection.events = events
         connection.snd_una = connection.iss

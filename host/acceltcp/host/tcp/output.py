@@ -90,9 +90,6 @@ class Output(ControlBlock):
             if length:
                 self.send_buffer.copy_into(memoryview(frame), at, seq, length)  # type: ignore[union-attr]
             slot[: len(frame)] = frame
-            endpoint.stats["bytes_copied"] += length
-        if length:
-            endpoint.stats["bytes_copied"] += length
         link.commit(at + length, peer.l3, peer.l4, peer.tx_flags, peer.port)
         self.ack_now = False
         self.ack_at = None
