@@ -69,6 +69,31 @@ def test_blocks_never_overlap_and_all_memory_comes_back(seed):
     assert all(whole) and pool.allocate(1) is None
 
 
+def test_block_is_given_out_again_as_it_was():
+    pool = FramePool(memory()[0], 1518)
+    first, second = pool.allocate(300), pool.allocate(512)
+    address = second.address
+    second.view[:] = b"2" * 512
+    pool.free(second)
+    again = pool.allocate(512)
+    assert again.address == address != first.address and bytes(again.view) == b"2" * 512
+    assert pool.used == 1024
+
+
+def test_small_blocks_that_are_kept_are_joined_before_memory_is_asked_for():
+    allocator, asked = memory()
+    pool = FramePool(allocator, 1518)
+    small = [pool.allocate(512) for _ in range(CHUNK // 512)]
+    for block in small:
+        pool.free(block)
+    whole = [pool.allocate(pool.largest) for _ in range(CHUNK // 32768)]
+    assert len({block.address for block in whole}) == len(whole) and pool.taken == CHUNK and len(asked) == 1
+    for block in whole:
+        pool.free(block)
+    # Nor do the large ones keep the small ones out.
+    assert all(pool.allocate(512) for _ in range(CHUNK // 512)) and pool.taken == CHUNK
+
+
 def test_bounded_and_grown_on_demand():
     allocator, asked = memory()
     pool = FramePool(allocator, 1518, limit=2 * CHUNK)

@@ -1,9 +1,10 @@
 """DMA memory for final frames: what the NIC reads while it closes a connection.
 
 A block holds the table of `FINAL_FRAME` entries and the frames behind it. Blocks are powers of two
-from 512 bytes to what 16 of the largest frames take; a buddy allocator cuts them out of chunks that
-it asks for when it needs them, up to a limit, so that no mix of sizes uses memory up for good. A
-block belongs to the NIC until the flow's FLOW_DONE event; `free` takes it back exactly once.
+from 512 bytes to what 16 of the largest frames take. A block that comes back is kept as it is for the next who wants
+one of its size; when there is none, a buddy allocator cuts it out of chunks that it asks for when it needs them, up to a
+limit. Before it asks, it joins what is kept, so that no mix of sizes uses memory up for good. A block belongs to the NIC
+until the flow's FLOW_DONE event; `free` takes it back exactly once.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ FRAME_ALIGN = 64
 """Frames start at a multiple of this, a beat of the bus, so that none costs a beat more than it must."""
 
 _ORDER_MIN = 9
+_SIZE_MIN = 1 << _ORDER_MIN
 _CHUNK_ORDER_MIN = 18
 _GONE = memoryview(b"")
 
-assert 1 << _ORDER_MIN >= FRAME_TABLE_ALIGN
+assert _SIZE_MIN >= FRAME_TABLE_ALIGN
 
 
 class FrameBlock:
-    """A piece of memory: `view` here, `address` (a multiple of 256) for the device."""
+    """A piece of memory: `view` here, `address` (a multiple of 256) for the device, `size` in bytes.
 
-    __slots__ = ("_chunk", "_offset", "_order", "_pool", "address", "view")
+    The pool gives the same objects out again: who has freed one must forget it.
+    """
+
+    __slots__ = ("_chunk", "_offset", "_order", "_pool", "_whole", "address", "size", "view")
 
     def __init__(self, pool: FramePool, chunk: int, offset: int, order: int) -> None:
         self._pool: FramePool | None = pool
         self._chunk, self._offset, self._order = chunk, offset, order
         buffer = pool._chunks[chunk]
+        self.size = 1 << order
         self.address = buffer.address + offset
-        self.view = buffer.view[offset : offset + (1 << order)]
-
-    @property
-    def size(self) -> int:
-        """Its size in bytes."""
-        return 1 << self._order
+        self.view = self._whole = buffer.view[offset : offset + self.size]
 
 
 class FramePool:
@@ -67,7 +68,8 @@ class FramePool:
         """Bytes in blocks that are out."""
         self._memory = memory
         self._chunks: list[DmaBuffer] = []
-        # Free pieces by order: number of the chunk and offset in it.
+        # By order: blocks as they came back, the latest last; and free pieces, as number of the chunk and offset in it.
+        self._kept: list[list[FrameBlock]] = [[] for _ in range(self._top + 1)]
         self._free: list[set[tuple[int, int]]] = [set() for _ in range(self._top + 1)]
 
     @property
@@ -82,18 +84,18 @@ class FramePool:
         """
         if not 1 <= size <= self.largest:
             raise ValueError(f"size must be from 1 to {self.largest}, not {size!r}")
-        order = max((size - 1).bit_length(), _ORDER_MIN)
-        at = next((larger for larger in range(order, self._top + 1) if self._free[larger]), None)
-        if at is None:
-            if not self._grow():
+        order = (size - 1).bit_length() if size > _SIZE_MIN else _ORDER_MIN
+        kept = self._kept[order]
+        if kept:
+            block = kept.pop()
+            block._pool, block.view = self, block._whole
+        else:
+            piece = self._cut(order)
+            if piece is None:
                 return None
-            at = self._top
-        chunk, offset = self._free[at].pop()
-        while at > order:
-            at -= 1
-            self._free[at].add((chunk, offset + (1 << at)))
-        self.used += 1 << order
-        return FrameBlock(self, chunk, offset, order)
+            block = FrameBlock(self, *piece, order)
+        self.used += block.size
+        return block
 
     def free(self, block: FrameBlock) -> None:
         """Take a block back. The caller makes sure that the device no longer reads it.
@@ -105,12 +107,43 @@ class FramePool:
             raise ValueError(f"the block at {block.address:#x} {what}")
         block._pool, block.view = None, _GONE
         self.used -= block.size
-        chunk, offset, order = block._chunk, block._offset, block._order
-        while order < self._top and (chunk, offset ^ 1 << order) in self._free[order]:
-            self._free[order].remove((chunk, offset ^ 1 << order))
-            offset &= ~(1 << order)
-            order += 1
-        self._free[order].add((chunk, offset))
+        self._kept[block._order].append(block)
+
+    def _cut(self, order: int) -> tuple[int, int] | None:
+        """A piece of that order: number of its chunk and offset in it."""
+        at = self._smallest(order)
+        if at is None:
+            # Each block is joined once for each time that it was freed, so this costs no more than joining at once.
+            self._join()
+            at = self._smallest(order)
+        if at is None:
+            if not self._grow():
+                return None
+            at = self._top
+        chunk, offset = self._free[at].pop()
+        while at > order:
+            at -= 1
+            self._free[at].add((chunk, offset + (1 << at)))
+        return chunk, offset
+
+    def _smallest(self, order: int) -> int | None:
+        """The lowest order, from `order` up, of which there is a free piece."""
+        for at in range(order, self._top + 1):
+            if self._free[at]:
+                return at
+        return None
+
+    def _join(self) -> None:
+        """Make free pieces of the blocks that are kept, and join those that lie side by side."""
+        for kept in self._kept:
+            for block in kept:
+                chunk, offset, order = block._chunk, block._offset, block._order
+                while order < self._top and (chunk, offset ^ 1 << order) in self._free[order]:
+                    self._free[order].remove((chunk, offset ^ 1 << order))
+                    offset &= ~(1 << order)
+                    order += 1
+                self._free[order].add((chunk, offset))
+            kept.clear()
 
     def close(self) -> None:
         """Give all memory back to the device. Raises `ValueError` while blocks are out."""
@@ -119,7 +152,8 @@ class FramePool:
         for chunk in self._chunks:
             self._memory.free(chunk)
         self._chunks.clear()
-        for pieces in self._free:
+        for kept, pieces in zip(self._kept, self._free, strict=True):
+            kept.clear()
             pieces.clear()
 
     def _grow(self) -> bool:
