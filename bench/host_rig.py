@@ -162,6 +162,9 @@ class _Rig:
         try:
             child.answer()
             yield child
+        except RuntimeError as error:
+            said = child.complaints()
+            raise RuntimeError(f"{config.what}: {error}" + (f"; the host process said: {said[-2000:]}" if said else "")) from None
         finally:
             child.end()
         if child.complaints():
