@@ -26,7 +26,7 @@ from .send_buffer import SendBuffer
 from .settings import DEFAULT_OPTIONS, ConnectionOptions, TcpSettings
 
 if TYPE_CHECKING:
-    from .endpoint import Listener, TcpEndpoint
+    from .endpoint import TcpEndpoint
     from .flows import Flow
     from .handover import Record
 
@@ -111,9 +111,9 @@ class ControlBlock:
     __slots__ = (
         "_challenged_at", "_cwr_until", "_echo_ce", "_fin_at", "_last_ack_sent", "_moved_at", "_passive",
         "_peer_before", "_record", "_send_cwr", "_small_end", "_taken", "_unacked", "_waiting", "_wl1", "_wl2",
-        "ack_at", "ack_now", "built", "closed", "congestion", "cwnd_limited", "detached", "ecn", "endpoint", "error",
+        "ack_at", "ack_now", "built", "closed", "congestion", "cwnd_limited", "ecn", "endpoint", "error",
         "events", "fin_acked", "fin_queued", "fin_received", "fin_sent", "handing", "heap_at", "irs", "iss",
-        "keep_at", "keep_probes", "key", "last_heard", "last_sent", "linger_at", "listener", "max_wnd",
+        "keep_at", "keep_probes", "key", "last_heard", "last_sent", "linger_at", "max_wnd",
         "mss", "offload", "opening", "options", "peer", "peer_mss", "progress_at", "prr", "rcv_adv",
         "rcv_limit", "rcv_max", "rcv_nxt", "rcv_shift", "reading", "reassembly", "receive_buffer", "recovering",
         "reset_strays", "retransmit_at", "retries", "rtt", "sack", "scoreboard", "send_buffer", "settings",
@@ -149,10 +149,8 @@ class ControlBlock:
         self.events: ConnectionEvents | None = None
         self.sink: Callable[[memoryview], None] | None = None
         """Takes received data as views that die when it returns; without one they go to `receive_buffer`."""
-        self.listener: Listener | None = None
         self.error: OSError | None = None
         self.closed = False
-        self.detached = False
         self.opening = 0
         self.built = False
         self.last_heard = endpoint.now
