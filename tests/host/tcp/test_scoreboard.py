@@ -621,7 +621,7 @@ class Model:
                 self.dsacks += 1
                 if una >= self.round:
                     self.round, self.mult, self.persist = self.high, self.mult + 1, 16
-        for left, right in blocks[:4]:
+        for left, right in sorted(blocks[:4]):
             if right > self.high:
                 continue
             for segment in self.segments:

@@ -325,7 +325,8 @@ class Scoreboard:
                 dsack = True
                 self._duplicate_reported()
             una = self.una
-            for left, right in blocks[:_BLOCKS]:
+            # In order: the newest comes first, and what lies below is not late because of that (RFC 8985 section 6.2 step 3).
+            for left, right in sorted(blocks[:_BLOCKS]):
                 if left < right <= self.high and right > una:
                     self._sacked(left if left > una else una, right, now, min_rtt, echoed)
         if self._probe_end >= 0:
