@@ -590,7 +590,7 @@ def test_bad_arguments_are_named_and_cost_nothing(frames, change, message):
     world = FlowWorld()
     arguments = {
         "l4": 34, "ipv6": False, "sent": 0, "rcv_nxt": 5, "fin": False, "window": 1000, "wscale": 7, "timestamps": True,
-        "user": None,
+        "flow": Flow(),
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         world.flows.hand_over(frames, **{**arguments, **change})
@@ -604,7 +604,7 @@ def test_full_ring_costs_no_memory():
         world.queue.send(bytes(60))
     with pytest.raises(DeviceError, match="has no room for a command"):
         world.flows.hand_over(
-            [frame_of()], l4=34, ipv6=False, sent=0, rcv_nxt=5, fin=False, window=1, wscale=0, timestamps=True, user=None
+            [frame_of()], l4=34, ipv6=False, sent=0, rcv_nxt=5, fin=False, window=1, wscale=0, timestamps=True, flow=Flow()
         )  # fmt: skip
     assert not world.flows.open and world.pool.used == 0 and len(world.pool.back) == 1
 

@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from acceltcp.abi.fields import Message
 from acceltcp.abi.messages import (
@@ -36,7 +36,7 @@ from .dma import DmaBuffer, align_up
 from .errors import CommandRefusedError, DeviceError, DeviceTimeoutError
 from .rings import EVENT_PACKING, RX_PACKING, ConsumerRing, ProducerRing, check_ring_size
 
-__all__ = ["CommandResult", "Queue", "QueueStats", "Received"]
+__all__ = ["CommandResult", "Queue", "QueueStats", "Received", "status_of"]
 
 log = logging.getLogger("acceltcp.queue")
 
@@ -88,12 +88,20 @@ _EV_STATUS = EVENT_PACKING["status"].item
 _EV_INDEX = EVENT_PACKING["index"].item
 _EV_TAG = EVENT_PACKING["tag"].item
 _EV_VALUE = EVENT_PACKING["value"].item
-_EV_OVERFLOW = EVENT_PACKING["overflow"]
-_EV_RTT = EVENT_PACKING["rtt"]
-_EV_RETRANSMISSIONS = EVENT_PACKING["retransmissions"]
+_EV_OVERFLOW_I, _EV_OVERFLOW = EVENT_PACKING["overflow"].item, 1 << EVENT_PACKING["overflow"].shift
+_EV_RTT = EVENT_PACKING["rtt"].item
+_EV_RETRANSMISSIONS = EVENT_PACKING["retransmissions"].item
+assert all(EVENT_PACKING[name].shift == 0 for name in ("type", "status", "index", "tag", "value", "rtt", "retransmissions"))
+# Comparing with a member of an enumeration is slow.
+_COMMAND_DONE, _FLOW_DONE = int(EventType.COMMAND_DONE), int(EventType.FLOW_DONE)
+_SAY_READ = frozenset(map(int, (EventType.TX_DONE, EventType.TX_ERROR, EventType.COMMAND_DONE)))
+"""Events that tell which descriptors have been read."""
+_SEND, _COMMAND, _EVENT = int(TxOpcode.SEND), int(TxOpcode.COMMAND), int(TxFlag.EVENT)
+_STATUS = {int(status): status for status in Status}
 _TX_PORT_SHIFT = TX_DESCRIPTOR.positions["port"][0] - TX_DESCRIPTOR.positions["flags"][0]
 _TAG = struct.Struct("<I")
 _TAG_AT = COMMAND.byte_offset("tag")
+_COMMAND_SIZE = COMMAND.size
 assert COMMAND.byte_offset("opcode") == 0
 assert LISTEN_COMMAND.size == COMMAND.size
 
@@ -160,18 +168,23 @@ class Queue:
         self._rx_addresses = [rx_memory.address + i * self._stride for i in range(rx_free)]
         self._tx_views = [tx_memory.view[i * self._stride :][:buffer_size] for i in range(tx)]
         self._tx_addresses = [tx_memory.address + i * self._stride for i in range(tx)]
-        self._tx_mask = tx - 1
-        # Ask for an event often enough that a full ring always has one outstanding.
-        self._event_every = max(tx // 8, 1)
-        self._since_event = 0
-        self._next_tag = 1
-        self._waiting: dict[int, Callable[[CommandResult], None]] = {}
+        # Which buffer each entry of rx_free holds. Those that come back in order are posted where they were before:
+        # then the entry need not be written again.
+        self._rx_posted = list(range(rx_free))
+        # Ask for an event often enough that a full ring always has one outstanding (commands have theirs): at every
+        # descriptor whose index has these bits set.
+        self._event_mask = tx // 8 - 1
+        self._commands = 0
+        """Of what was pushed since the last `flush`."""
+        self.next_tag = 1
+        """Tag for the next command that is built in its slot; see `commit_command`."""
+        self._waiting: dict[int, tuple[Callable[[Any, int, int], None], Any]] = {}
         self._arm_address = self._regs.arm.address
         self.on_space: Callable[[], None] | None = None
         """Called in `poll` when slots have become free after `reserve` had none to give."""
-        self.on_flow_done: Callable[[int, Status, int, int], None] | None = None
-        """Called in `poll` when the NIC has ended a flow: index, status, RTT in timer steps (0: none),
-        retransmissions."""
+        self.on_flow_done: Callable[[int, int, int, int], None] | None = None
+        """Called in `poll` when the NIC has ended a flow: index, status (`Status`, as a plain number), RTT in timer
+        steps (0: none), retransmissions."""
         self._starved = False
         self._start(interval)
 
@@ -220,14 +233,15 @@ class Queue:
         taken = self.completions.take(limit)
         if not taken:
             return done
-        stats = self.stats
-        views, addresses, push, size = self._rx_views, self._rx_addresses, self.rx_free.push, self.buffer_size
+        bad = 0
+        ring, views, posted = self.rx_free, self._rx_views, self._rx_posted
+        tail, mask, buffers = ring.tail, ring.mask, len(views)
         for items in taken:
             length = items[_RX_LENGTH]
             tag = items[_RX_TAG]
-            if tag >= len(views):
+            if tag >= buffers:
                 log.error("%s: completion for buffer %d, which does not exist", self._name, tag)
-                stats.bad_buffers += 1
+                bad += 1
                 continue
             if length:
                 try:
@@ -237,15 +251,23 @@ class Queue:
                 except Exception:
                     log.exception("%s: a packet could not be handled", self._name)
             else:
-                stats.bad_buffers += 1
-            push(addresses[tag], size, tag)
+                bad += 1
+            at = tail & mask
+            if posted[at] != tag:
+                posted[at] = tag
+                ring.pack_into(ring.view, at * ring.size, self._rx_addresses[tag], self.buffer_size, tag)
+            tail += 1
+        count = len(taken)
+        ring.tail = tail & 0xFFFF
         # Each buffer ends in one completion, so the entries behind it are free again.
-        self.rx_free.head = self.rx_free.head + len(taken) & 0xFFFF
+        ring.head = ring.head + count & 0xFFFF
         self.completions.acknowledge()
-        self.rx_free.ring()
-        stats.rx += len(taken)
+        ring.ring()
+        stats = self.stats
+        stats.bad_buffers += bad
+        stats.rx += count
         stats.batches += 1
-        return done + len(taken)
+        return done + count
 
     # -- events ------------------------------------------------------------------------
 
@@ -254,9 +276,24 @@ class Queue:
         total = 0
         while taken := self.events.take(256):
             total += len(taken)
+            self._read_up_to(taken)
             for items in taken:
                 try:
-                    self._event(items)
+                    if items[_EV_OVERFLOW_I] & _EV_OVERFLOW:
+                        self.stats.event_overflows += 1
+                        log.error("%s lost events", self._name)
+                    kind = items[_EV_TYPE]
+                    if kind == _COMMAND_DONE:
+                        waiting = self._waiting.pop(items[_EV_TAG], None)
+                        if waiting is not None:
+                            waiting[0](waiting[1], items[_EV_STATUS], items[_EV_VALUE])
+                    elif kind == _FLOW_DONE:
+                        if self.on_flow_done is not None:
+                            self.on_flow_done(
+                                items[_EV_VALUE], items[_EV_STATUS], items[_EV_RTT], items[_EV_RETRANSMISSIONS]
+                            )
+                    else:
+                        self._rare_event(kind, items)
                 except DeviceError:
                     raise
                 except Exception:
@@ -268,62 +305,47 @@ class Queue:
                 self.on_space()
         return total
 
-    def _event(self, items: tuple[int, ...]) -> None:
-        kind = items[_EV_TYPE]
-        if _EV_OVERFLOW.of(items):
-            self.stats.event_overflows += 1
-            log.error("%s lost events", self._name)
-        if kind in (EventType.TX_DONE, EventType.TX_ERROR, EventType.COMMAND_DONE):
-            self._read_up_to(items[_EV_INDEX])
-        if kind == EventType.COMMAND_DONE:
-            waiting = self._waiting.pop(items[_EV_TAG], None)
-            if waiting is not None:
-                waiting(CommandResult(_status(items[_EV_STATUS]), items[_EV_VALUE]))
-        elif kind == EventType.FLOW_DONE:
-            if self.on_flow_done is not None:
-                self.on_flow_done(
-                    items[_EV_VALUE], _status(items[_EV_STATUS]), _EV_RTT.of(items), _EV_RETRANSMISSIONS.of(items)
-                )
-        elif kind == EventType.TX_ERROR:
+    def _rare_event(self, kind: int, items: tuple[int, ...]) -> None:
+        if kind == EventType.TX_ERROR:
             self.stats.tx_errors += 1
-            log.warning(
-                "%s: descriptor %d failed: %s", self._name, items[_EV_INDEX], _status(items[_EV_STATUS]).name
-            )
+            log.warning("%s: descriptor %d failed: %s", self._name, items[_EV_INDEX], status_of(items[_EV_STATUS]).name)
         elif kind in (EventType.RX_ERROR, EventType.QUEUE_ERROR):
-            log.warning(
-                "%s: %s: %s", self._name, EventType(kind).name, _status(items[_EV_STATUS]).name
-            )
+            log.warning("%s: %s: %s", self._name, EventType(kind).name, status_of(items[_EV_STATUS]).name)
 
-    def _read_up_to(self, index: int) -> None:
-        """Descriptors up to and including `index` are free again."""
-        ahead = index + 1 - self.tx.head & 0xFFFF
-        if ahead <= (self.tx.tail - self.tx.head & 0xFFFF):
-            self.tx.head = index + 1 & 0xFFFF
+    def _read_up_to(self, events: list[tuple[int, ...]]) -> None:
+        """Descriptors are free again up to and including the last that these events tell of."""
+        for items in reversed(events):
+            if items[_EV_TYPE] in _SAY_READ:
+                tx, after = self.tx, items[_EV_INDEX] + 1
+                if (after - tx.head & 0xFFFF) <= (tx.tail - tx.head & 0xFFFF):
+                    tx.head = after & 0xFFFF
+                return
 
     # -- send --------------------------------------------------------------------------
 
     def reserve(self) -> memoryview | None:
         """The slot for the next frame, or None when the ring is full. Its contents are old."""
-        if not self.tx.space:
+        tx = self.tx
+        if tx.tail - tx.head & 0xFFFF > tx.mask:
             if self.events.ready():
                 self.poll_events()
-            if not self.tx.space:
+            if not tx.space:
                 self._starved = True
                 return None
-        return self._tx_views[self.tx.tail & self._tx_mask]
+        return self._tx_views[tx.tail & tx.mask]
 
     def commit(self, length: int, l3_offset: int = 0, l4_offset: int = 0, flags: int = 0, port: int = 0) -> None:
         """Send the first `length` bytes of the slot that `reserve` gave; `flush` makes it go."""
-        self._since_event += 1
-        if self._since_event >= self._event_every:
-            self._since_event = 0
-            flags |= TxFlag.EVENT
-        ring = self.tx
-        ring.push(
-            self._tx_addresses[ring.tail & self._tx_mask],
-            length, 0, l3_offset, l4_offset, TxOpcode.SEND, flags | port << _TX_PORT_SHIFT,
+        tx = self.tx
+        tail = tx.tail
+        if not ~tail & self._event_mask:
+            flags |= _EVENT
+        at = tail & tx.mask
+        tx.pack_into(
+            tx.view, at * tx.size,
+            self._tx_addresses[at], length, 0, l3_offset, l4_offset, _SEND, flags | port << _TX_PORT_SHIFT,
         )  # fmt: skip
-        self.stats.tx += 1
+        tx.tail = tail + 1 & 0xFFFF
 
     def send(self, frame: bytes, l3_offset: int = 0, l4_offset: int = 0, flags: int = 0, port: int = 0) -> bool:
         """Copy and queue a whole frame; False when the ring is full.
@@ -341,8 +363,12 @@ class Queue:
         return True
 
     def flush(self) -> None:
-        """Make everything that was committed known to the device."""
-        self.tx.ring()
+        """Make everything that was committed known to the device, and count it."""
+        tx, stats, commands = self.tx, self.stats, self._commands
+        stats.tx += (tx.tail - tx.rung & 0xFFFF) - commands
+        stats.commands += commands
+        self._commands = 0
+        tx.ring()
 
     # -- commands ----------------------------------------------------------------------
 
@@ -362,17 +388,27 @@ class Queue:
         slot = self.reserve()
         if slot is None:
             raise DeviceError(f"{self._name} has no room for a command.")
-        tag = self._next_tag
-        self._next_tag = tag % 0xFFFFFFFF + 1
+        tag = self.next_tag
         slot[: COMMAND.size] = command
         _TAG.pack_into(slot, _TAG_AT, tag)
-        address = self._tx_addresses[self.tx.tail & self._tx_mask]
-        self.tx.push(address, COMMAND.size, 0, 0, 0, TxOpcode.COMMAND, 0)
-        self._waiting[tag] = done
-        self.stats.commands += 1
+        self.commit_command(_tell, done)
         if ring:
             self.flush()
         return tag
+
+    def commit_command(self, done: Callable[[Any, int, int], None], what: Any) -> None:
+        """Send the command that the caller has built in the slot that `reserve` gave, with `next_tag` as its tag;
+        `flush` makes it go. `done` is called from `poll` with `what`, status (`Status`, as a plain number) and value.
+        """
+        tx = self.tx
+        tail = tx.tail
+        at = tail & tx.mask
+        tx.pack_into(tx.view, at * tx.size, self._tx_addresses[at], _COMMAND_SIZE, 0, 0, 0, _COMMAND, 0)
+        tx.tail = tail + 1 & 0xFFFF
+        tag = self.next_tag
+        self.next_tag = tag % 0xFFFFFFFF + 1
+        self._waiting[tag] = done, what
+        self._commands += 1
 
     def forget_command(self, tag: int) -> None:
         """No longer wait for a command's event."""
@@ -443,11 +479,13 @@ class Queue:
         self._buffers = []
 
 
-def _status(value: int) -> Status:
-    try:
-        return Status(value)
-    except ValueError:
-        return Status.BAD_ARGUMENT
+def _tell(done: Callable[[CommandResult], None], status: int, value: int) -> None:
+    done(CommandResult(status_of(status), value))
+
+
+def status_of(value: int) -> Status:
+    """The status that an event's number stands for; `BAD_ARGUMENT` if there is none such."""
+    return _STATUS.get(value, Status.BAD_ARGUMENT)
 
 
 def _command_name(command: bytes) -> str:

@@ -47,8 +47,11 @@ class ProducerRing:
     """A ring that the host fills (RX_FREE, TX_DESCRIPTOR).
 
     `tail` counts entries posted, `head` entries known to be free again. `doorbell` tells the
-    device the tail.
+    device the tail. Who posts packet by packet does what `push` does by itself: `pack_into` the entry at
+    `(tail & mask) * size` of `view`, advance `tail`.
     """
+
+    __slots__ = ("_doorbell", "buffer", "entries", "head", "log2", "mask", "pack_into", "rung", "size", "tail", "view")
 
     def __init__(self, message: Message, entries: int, buffer: DmaBuffer, doorbell: Callable[[int], None]) -> None:
         self.log2 = check_ring_size(message.name, entries)
@@ -56,12 +59,13 @@ class ProducerRing:
         self.buffer = buffer
         self.head = 0
         self.tail = 0
-        self._mask = entries - 1
-        self._size = message.size
-        self._rung = 0
+        self.rung = 0
+        """The tail that the device knows."""
+        self.mask = entries - 1
+        self.size = message.size
         self._doorbell = doorbell
-        self._pack_into = _PRODUCED[message.name].struct.pack_into
-        self._view = buffer.view[: entries * message.size]
+        self.pack_into = _PRODUCED[message.name].struct.pack_into
+        self.view = buffer.view[: entries * message.size]
 
     @property
     def space(self) -> int:
@@ -71,14 +75,14 @@ class ProducerRing:
     def push(self, *items: int) -> int:
         """Write an entry; its index. The caller has looked at `space`; `ring` makes it known."""
         index = self.tail
-        self._pack_into(self._view, (index & self._mask) * self._size, *items)
+        self.pack_into(self.view, (index & self.mask) * self.size, *items)
         self.tail = index + 1 & 0xFFFF
         return index
 
     def ring(self) -> None:
         """Tell the device about what was pushed since the last time, if anything was."""
-        if self._rung != self.tail:
-            self._rung = self.tail
+        if self.rung != self.tail:
+            self.rung = self.tail
             self._doorbell(self.tail)
 
 
@@ -87,6 +91,8 @@ class ConsumerRing:
 
     `head` counts entries consumed; `doorbell` tells the device.
     """
+
+    __slots__ = ("_doorbell", "_iter_unpack", "_size", "_view", "buffer", "entries", "head", "log2")
 
     def __init__(self, message: Message, entries: int, buffer: DmaBuffer, doorbell: Callable[[int], None]) -> None:
         self.log2 = check_ring_size(message.name, entries)
@@ -114,7 +120,8 @@ class ConsumerRing:
         # One run without wrap: the phase is the same all along.
         phase = 0x80 if not self.head // self.entries & 1 else 0
         at = first * size + size - 1
-        end = min(first + limit, self.entries) * size
+        last = first + limit
+        end = (last if last < self.entries else self.entries) * size
         while at < end and view[at] & 0x80 == phase:
             at += size
         count = at // size - first

@@ -1,9 +1,9 @@
 """Flows: connections whose end the NIC has taken over.
 
-`hand_over` checks final frames, copies them to memory of the NIC's and posts `CLOSE`; `update` tells
-what the host learned later; the FLOW_DONE event gives the memory back. Whoever hands over (a
-`FlowUser`) hears whether the NIC takes the flow, and if it does, how it ended; the end alone when
-the device is lost before (`fail`). docs/teardown.md says what the NIC does.
+`post` posts `CLOSE` for final frames that lie in memory of the NIC's already, which is the way of `handover`; `hand_over`
+checks frames of anybody and copies them there first. `update` tells what the host learned later; the FLOW_DONE event
+gives the memory back. The `Flow` hears whether the NIC takes it, and if it does, how it ended; the end alone when the
+device is lost before (`fail`). docs/teardown.md says what the NIC does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import os
 import struct
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from acceltcp.abi.messages import (
     CLOSE_COMMAND,
@@ -31,22 +31,29 @@ from acceltcp.abi.messages import (
 from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX, IPProtocol
 
 from ..dma import align_up
+from ..errors import DeviceError
 from ..frames import FRAME_ALIGN, TABLE_BYTES, FrameBlock, FramePool
 from ..layout import Packing
-from ..queue import CommandResult, Queue
+from ..queue import Queue, status_of
 from .segment import ACK, FIN, MASK, PSH, TS_OPTION, TS_PREFIX
 
-__all__ = ["ENTRY", "FLOW_BYTES_MAX", "FLOW_STATS", "Flow", "FlowEnd", "FlowUser", "Flows", "Phase", "window_steps"]
+__all__ = ["ENTRY", "FLOW_BYTES_MAX", "FLOW_STATS", "Flow", "FlowEnd", "Flows", "Phase", "window_steps"]
 
 log = logging.getLogger("acceltcp.flows")
 
 ENTRY = Packing(FINAL_FRAME).struct
 _CLOSE = Packing(CLOSE_COMMAND)
-_pack_close = _CLOSE.struct.pack
+_pack_close_v6 = _CLOSE.struct.pack_into
+# The first byte of an address lies first in memory; an IPv4 address in the last four.
+_pack_close_v4 = struct.Struct(_CLOSE.struct.format.replace("16s", "12x4s")).pack_into
+_KEY_V4, _KEY_V6 = struct.Struct("!4s4sHH"), struct.Struct("!16s16sHH")
+_unpack_key_v4, _unpack_key_v6 = _KEY_V4.unpack, _KEY_V6.unpack
+_pack_update = Packing(FLOW_COMMAND).struct.pack_into
 _SENT_S, _RETRIES_S, _PORT_S, _WSCALE_S = (_CLOSE[name].shift for name in ("sent", "retries", "port", "wscale"))
-_U16_PAIR = struct.Struct("!HH")
-_OPCODE = int(CommandOpcode.CLOSE)
+_CLOSE_OPCODE, _UPDATE_OPCODE = int(CommandOpcode.CLOSE), int(CommandOpcode.FLOW_UPDATE)
 _IPV6, _TIMESTAMPS, _PEER_FIN = int(CloseFlag.IPV6), int(CloseFlag.TIMESTAMPS), int(CloseFlag.PEER_FIN)
+_ABORT, _FIN = int(FlowFlag.ABORT), int(FlowFlag.FIN)
+_OK, _TABLE_FULL, _NOT_FOUND = int(Status.OK), int(Status.TABLE_FULL), int(Status.NOT_FOUND)
 _SEQ = struct.Struct("!I")
 _SEQ_AT, _OFFSET_AT, _FLAGS_AT = TCP.byte_offset("seq"), TCP.byte_offset("data_offset"), TCP.byte_offset("flags")
 _WINDOW_STEPS = (1 << CLOSE_COMMAND.positions["window"][1]) - 1
@@ -56,7 +63,7 @@ _RETRIES_MAX = (1 << CLOSE_COMMAND.positions["retries"][1]) - 1
 FLOW_BYTES_MAX = (1 << 18) - 1
 """Sequence numbers that the final frames may take."""
 
-_COUNTED = {
+_COUNTED: dict[int, str] = {
     Status.OK: "closed",
     Status.RESET: "reset",
     Status.TIMED_OUT: "timed_out",
@@ -75,7 +82,8 @@ FLOW_STATS = (
 
 def window_steps(window: int) -> int:
     """A window in bytes as the messages tell it: rounded down, so that the NIC never overruns it."""
-    return min(window // WINDOW_UNIT, _WINDOW_STEPS)
+    steps = window // WINDOW_UNIT
+    return steps if steps < _WINDOW_STEPS else _WINDOW_STEPS
 
 
 class Phase(enum.Enum):
@@ -100,52 +108,57 @@ class FlowEnd(NamedTuple):
     error: OSError | None
 
 
-class FlowUser(Protocol):
-    """Whoever hands over. Called from the queue's `poll`; must not block."""
-
-    def answered(self, flow: Flow, status: Status) -> None:
-        """OK: the NIC has the connection. Else it has not, and the flow is over."""
-
-    def ended(self, flow: Flow, end: FlowEnd) -> None:
-        """The NIC is done with the connection, or lost."""
+# Names in a class that is an enumeration are found slowly.
+_POSTED, _HELD, _DONE = Phase.POSTED, Phase.HELD, Phase.DONE
 
 
 class Flow:
     """A connection on its way to the NIC or there.
 
-    key: peer's address, ours, peer's port, ours. The rest is what the NIC was told, and `index` what it
-    answered. `ack`, `window` (bytes), `ts_recent`, `rcv_nxt` and `fin` go on with what the host learns.
+    key: peer's address, ours, peer's port, ours. The rest is what the NIC is told, and `index` what it answered;
+    `snd_end`: the sequence number after our FIN. `ack`, `window` (bytes), `ts_recent`, `rcv_nxt` and `fin` go on
+    with what the host learns. Sequence numbers have 32 bits. There is one for every connection that is closed, so it is
+    made without arguments: who makes it sets everything down to `ts_recent`, and `Flows` the rest.
     """
 
     __slots__ = (
-        "ack", "block", "end", "fin", "index", "key", "phase", "rcv_nxt", "snd_end", "timestamps", "ts_recent", "user",
-        "window", "wscale",
+        "_error", "_retransmissions", "_rtt", "_status", "ack", "block", "fin", "index", "key", "phase", "rcv_nxt",
+        "snd_end", "timestamps", "ts_recent", "window", "wscale",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        key: bytes,
-        block: FrameBlock,
-        *,
-        snd_end: int,
-        ack: int,
-        rcv_nxt: int,
-        fin: bool,
-        window: int,
-        wscale: int,
-        timestamps: bool,
-        ts_recent: int,
-        user: FlowUser,
-    ) -> None:
-        self.key = key
-        self.block: FrameBlock | None = block
-        self.phase = Phase.POSTED
-        self.index = -1
-        self.end: FlowEnd | None = None
-        self.snd_end, self.ack, self.rcv_nxt, self.fin = snd_end, ack, rcv_nxt, fin
-        self.window, self.wscale = window, wscale
-        self.timestamps, self.ts_recent = timestamps, ts_recent
-        self.user = user
+    key: bytes
+    block: FrameBlock | None
+    snd_end: int
+    ack: int
+    rcv_nxt: int
+    fin: bool
+    window: int
+    wscale: int
+    timestamps: bool
+    ts_recent: int
+    phase: Phase
+    index: int
+    # How it ended; `end` makes more of it.
+    _status: int | None
+    _rtt: float
+    _retransmissions: int
+    _error: OSError | None
+
+    # What it hears. Called from the queue's `poll`; must not block.
+
+    def answered(self, status: int) -> None:
+        """`Status.OK`: the NIC has the connection. Else it has not, and the flow is over."""
+
+    def ended(self) -> None:
+        """The NIC is done with the connection, or lost; see `end`."""
+
+    @property
+    def end(self) -> FlowEnd | None:
+        """How it ended; None before that, and if the NIC has refused it."""
+        if self.phase is not _DONE:
+            return None
+        status = None if self._status is None else status_of(self._status)
+        return FlowEnd(status, self._rtt or None, self._retransmissions, self._error)
 
     @property
     def reach(self) -> int:
@@ -173,6 +186,10 @@ class Flows:
         """Those whose COMMAND_DONE has not come, the oldest first."""
         self.counts = dict.fromkeys(FLOW_STATS, 0)
         self._rtt_total = 0.0
+        self._rto, self._rto_steps = 0.0, 1
+        """The latest time-out, and what it is in timer steps: mostly it is the same again."""
+        # A bound method is made anew each time that it is asked for.
+        self._on_answer = self._answered
         queue.on_flow_done = self._done
 
     # -- hand over -------------------------------------------------------------------------
@@ -198,13 +215,14 @@ class Flows:
         rto: float = 1.0,
         retries: int = 10,
         port: int = 0,
-        user: FlowUser,
-    ) -> Flow | None:
-        """Post `CLOSE` for a connection; None when there is no memory for its frames.
+        flow: Flow,
+    ) -> bool:
+        """Post `CLOSE` for a connection; False when there is no memory for its frames.
 
         frames: from Ethernet header to data, the TCP header at `l4`; consecutive segments, FIN on
         the last. sent: so many of them have been sent already. rcv_nxt: next sequence number from the
-        peer, whose FIN (`fin`: it has come) counts. window: the peer's, in bytes. rto: seconds.
+        peer, whose FIN (`fin`: it has come) counts. window: the peer's, in bytes. rto: seconds. flow: a new one, which is
+        filled in.
 
         Raises `ValueError` naming what is wrong with an argument; `DeviceError` when the ring is full
         (ask `queue.has_room` before).
@@ -223,59 +241,44 @@ class Flows:
         block = self.pool.allocate(TABLE_BYTES + sum(align_up(len(frame), FRAME_ALIGN) for frame in frames))
         if block is None:
             self.counts["no_memory"] += 1
-            return None
+            return False
+        slot = self.queue.reserve()
+        if slot is None:
+            self.pool.free(block)
+            raise DeviceError("The transmit ring has no room for a command.")
         self._fill(block, frames, l4, ipv6, snd_una)
         first = frames[0]
         at, size = (l4 - 32, 16) if ipv6 else (l4 - 8, 4)
-        key = bytes(first[at + size : l4]) + bytes(first[at : at + size]) + bytes(first[l4 + 2 : l4 + 4]) + bytes(first[l4 : l4 + 2])
-        return self.post(
-            key, block, len(frames), snd_una=snd_una, snd_end=snd_end, sent=sent, rcv_nxt=rcv_nxt, fin=fin, window=window,
-            wscale=wscale, timestamps=timestamps, ts_recent=ts_recent, rto=rto, retries=retries, port=port, user=user,
-        )  # fmt: skip
+        ours, theirs = first[at : at + size], first[at + size : l4]
+        flow.key = bytes(theirs) + bytes(ours) + bytes(first[l4 + 2 : l4 + 4]) + bytes(first[l4 : l4 + 2])
+        flow.block, flow.snd_end, flow.ack, flow.rcv_nxt, flow.fin = block, snd_end, snd_una, rcv_nxt & MASK, fin
+        flow.window, flow.wscale, flow.timestamps, flow.ts_recent = window, wscale, timestamps, ts_recent
+        self.post(flow, slot, len(frames), sent, rto, retries, port)
+        return True
 
     def post(
-        self,
-        key: bytes,
-        block: FrameBlock,
-        frames: int,
-        *,
-        snd_una: int,
-        snd_end: int,
-        sent: int,
-        rcv_nxt: int,
-        fin: bool,
-        window: int,
-        wscale: int,
-        timestamps: bool,
-        ts_recent: int,
-        rto: float,
-        retries: int,
-        port: int,
-        user: FlowUser,
-    ) -> Flow:
-        """Post `CLOSE` for so many frames that lie in a block of `pool` with their table (`ENTRY`), and are as `hand_over`
-        would have them: nothing is checked. Raises `DeviceError` when the ring is full; the block is free then."""
-        flow = Flow(
-            key, block, snd_end=snd_end & MASK, ack=snd_una & MASK, rcv_nxt=rcv_nxt & MASK,
-            fin=fin, window=window, wscale=wscale, timestamps=timestamps, ts_recent=ts_recent, user=user,
+        self, flow: Flow, slot: memoryview, frames: int, sent: int, rto: float, retries: int, port: int
+    ) -> None:
+        """Post `CLOSE` for so many frames that lie in the flow's block with their table (`ENTRY`), and are as `hand_over`
+        would have them: nothing is checked. slot: what `queue.reserve` gave last."""
+        queue, key, window = self.queue, flow.key, flow.window
+        assert flow.block is not None, "the frames lie there"
+        flags = (_TIMESTAMPS if flow.timestamps else 0) | (_PEER_FIN if flow.fin else 0)
+        if len(key) == _KEY_V4.size:
+            pack, (theirs, ours, their_port, our_port) = _pack_close_v4, _unpack_key_v4(key)
+        else:
+            pack, (theirs, ours, their_port, our_port) = _pack_close_v6, _unpack_key_v6(key)
+            flags |= _IPV6
+        if rto != self._rto:
+            self._rto, self._rto_steps = rto, min(max(round(rto / self.step), 1), _RTO_MAX)
+        pack(
+            slot, 0, _CLOSE_OPCODE, frames | sent << _SENT_S | retries << _RETRIES_S | port << _PORT_S, flags,
+            queue.next_tag, flow.block.address, theirs, ours, their_port, our_port, flow.rcv_nxt,
+            flow.ts_recent if flow.timestamps else 0, self._rto_steps, window_steps(window) | flow.wscale << _WSCALE_S,
         )  # fmt: skip
-        size = len(key) - 4 >> 1
-        flags = (_IPV6 if size == 16 else 0) | (_TIMESTAMPS if timestamps else 0) | (_PEER_FIN if fin else 0)
-        steps = round(rto / self.step)
-        command = _pack_close(
-            _OPCODE, frames | sent << _SENT_S | retries << _RETRIES_S | port << _PORT_S, flags, 0, block.address,
-            # The first byte of an address lies first in memory; IPv4 in the last four.
-            key[:size].rjust(16, b"\0"), key[size : 2 * size].rjust(16, b"\0"),
-            *_U16_PAIR.unpack_from(key, 2 * size), rcv_nxt & MASK, ts_recent if timestamps else 0,
-            1 if steps < 1 else min(steps, _RTO_MAX), window_steps(window) | wscale << _WSCALE_S,
-        )  # fmt: skip
-        try:
-            self.queue.post_command(command, lambda result: self._answered(flow, result), ring=False)
-        except BaseException:
-            self.pool.free(block)
-            raise
+        flow.phase, flow.index = _POSTED, -1
+        queue.commit_command(self._on_answer, flow)
         self.posted[flow] = None
-        return flow
 
     def _check(
         self, frames: Sequence[bytes | bytearray], l4: int, ipv6: bool, timestamps: bool
@@ -348,59 +351,60 @@ class Flows:
         """
         if flow.phase is not Phase.HELD:
             return True
-        if not self.queue.has_room:
+        queue = self.queue
+        slot = queue.reserve()
+        if slot is None:
             return False
-        command = FLOW_COMMAND.pack(
-            opcode=CommandOpcode.FLOW_UPDATE,
-            flags=FlowFlag.ABORT if abort else FlowFlag.FIN if flow.fin else 0,
-            flow=flow.index,
-            snd_end=flow.snd_end,
-            ack=flow.ack,
-            ts_recent=flow.ts_recent if flow.timestamps else 0,
-            window=window_steps(flow.window),
-        )
-        self.queue.post_command(command, self._updated, ring=False)
+        _pack_update(
+            slot, 0, _UPDATE_OPCODE, _ABORT if abort else _FIN if flow.fin else 0, queue.next_tag, flow.index,
+            flow.snd_end, flow.ack, flow.ts_recent if flow.timestamps else 0, window_steps(flow.window),
+        )  # fmt: skip
+        queue.commit_command(_updated, None)
         self.counts["updates"] += 1
         return True
 
     # -- what the NIC says -----------------------------------------------------------------
 
-    def _answered(self, flow: Flow, result: CommandResult) -> None:
+    def _answered(self, flow: Flow, status: int, index: int) -> None:
         self.posted.pop(flow, None)
-        if flow.phase is not Phase.POSTED:
+        if flow.phase is not _POSTED:
             return
-        if result.status == Status.OK:
-            flow.phase, flow.index = Phase.HELD, result.value
-            if flow.index in self.held:
-                log.error("the NIC gave the index %d to two flows", flow.index)
-            self.held[flow.index] = flow
+        if status == _OK:
+            flow.phase, flow.index = _HELD, index
+            if index in self.held:
+                log.error("the NIC gave the index %d to two flows", index)
+            self.held[index] = flow
             self.counts["handed_over"] += 1
         else:
             flow.phase = Phase.REFUSED
             self._release(flow)
-            self.counts["refused_full" if result.status == Status.TABLE_FULL else "refused_other"] += 1
-            if result.status not in (Status.TABLE_FULL, Status.DUPLICATE):
-                log.warning("the NIC refused to close a connection: %s", result.status.name)
-        flow.user.answered(flow, result.status)
+            self.counts["refused_full" if status == _TABLE_FULL else "refused_other"] += 1
+            if status not in (_TABLE_FULL, Status.DUPLICATE):
+                log.warning("the NIC refused to close a connection: %s", status_of(status).name)
+        flow.answered(status)
 
-    @staticmethod
-    def _updated(result: CommandResult) -> None:
-        # NOT_FOUND is no news: the flow had ended, and its event says how.
-        if result.status not in (Status.OK, Status.NOT_FOUND):
-            log.warning("the NIC refused what it was told about a flow: %s", result.status.name)
-
-    def _done(self, index: int, status: Status, rtt_steps: int, retransmissions: int) -> None:
+    def _done(self, index: int, status: int, rtt_steps: int, retransmissions: int) -> None:
         flow = self.held.pop(index, None)
         if flow is None:
             log.error("the NIC reports the end of flow %d, which it did not have", index)
             return
-        self.counts[_COUNTED.get(status, "faults")] += 1
-        self.counts["retransmissions"] += retransmissions
-        rtt = rtt_steps * self.step if rtt_steps else None
-        if rtt is not None:
-            self.counts["rtt_samples"] += 1
+        counts = self.counts
+        if status == _OK:
+            counts["closed"] += 1
+            flow._error = None
+        else:
+            counts[_COUNTED.get(status, "faults")] += 1
+            flow._error = _error(status)
+        if retransmissions:
+            counts["retransmissions"] += retransmissions
+        rtt = 0.0
+        if rtt_steps:
+            rtt = rtt_steps * self.step
+            counts["rtt_samples"] += 1
             self._rtt_total += rtt
-        self._end(flow, FlowEnd(status, rtt, retransmissions, _error(status)))
+        flow.phase, flow._status, flow._rtt, flow._retransmissions = _DONE, status, rtt, retransmissions
+        self._release(flow)
+        flow.ended()
 
     def fail(self, error: OSError) -> None:
         """The device was lost or reset: it reads nothing any more, and no event will come."""
@@ -409,12 +413,9 @@ class Flows:
         self.held.clear()
         self.counts["lost"] += len(flows)
         for flow in flows:
-            self._end(flow, FlowEnd(None, None, 0, error))
-
-    def _end(self, flow: Flow, end: FlowEnd) -> None:
-        flow.phase, flow.end = Phase.DONE, end
-        self._release(flow)
-        flow.user.ended(flow, end)
+            flow.phase, flow._status, flow._rtt, flow._retransmissions, flow._error = _DONE, None, 0.0, 0, error
+            self._release(flow)
+            flow.ended()
 
     def _release(self, flow: Flow) -> None:
         block, flow.block = flow.block, None
@@ -433,7 +434,13 @@ class Flows:
         return counts
 
 
-def _error(status: Status) -> OSError | None:
+def _updated(what: object, status: int, value: int) -> None:
+    # NOT_FOUND is no news: the flow had ended, and its event says how.
+    if status not in (_OK, _NOT_FOUND):
+        log.warning("the NIC refused what it was told about a flow: %s", status_of(status).name)
+
+
+def _error(status: int) -> OSError | None:
     """What the user of a socket would be told."""
     if status in (Status.OK, Status.FIN_TIMED_OUT):
         return None
@@ -445,4 +452,4 @@ def _error(status: Status) -> OSError | None:
         return ConnectionResetError(errno.ECONNRESET, "data came after the connection was closed")
     if status == Status.ABORTED:
         return ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
-    return OSError(errno.EIO, f"the NIC could not read the last frames of the connection: {status.name}")
+    return OSError(errno.EIO, f"the NIC could not read the last frames of the connection: {status_of(status).name}")
