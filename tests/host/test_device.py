@@ -8,7 +8,17 @@ import random
 import pytest
 
 from acceltcp.abi import registers as regs
-from acceltcp.abi.messages import COMMAND, EVENT, CommandOpcode, Status
+from acceltcp.abi.messages import (
+    COMMAND,
+    EVENT,
+    RX_COMPLETION,
+    RX_FREE,
+    TX_DESCRIPTOR,
+    CommandOpcode,
+    Status,
+    TxFlag,
+    TxOpcode,
+)
 from acceltcp.host import device as device_module
 from acceltcp.host import queue as queue_module
 from acceltcp.host.device import Device, format_mac, parse_mac, random_mac
@@ -193,6 +203,77 @@ def test_frame_that_fits_no_buffer_is_counted_and_its_buffer_used_again(device, 
     transport.inject(frame(b"x"))
     queue.poll(lambda view, items: got.append(bytes(view)))
     assert got == [frame(b"x")]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_buffers_that_end_out_of_order_are_posted_again(device, transport, seed):
+    rng = random.Random(seed)
+    queue = Queue(device, **SMALL)
+    state = transport.queue[0]
+    free: list[dict[str, int]] = []
+    at_first = [RX_FREE.unpack(queue.rx_free.buffer.view, i * RX_FREE.size) for i in range(8)]
+    produced = 0
+    for _ in range(300):
+        while state.free_head != state.free_tail:
+            free.append(RX_FREE.unpack(queue.rx_free.buffer.view, state.free_head % 8 * RX_FREE.size))
+            state.free_head = state.free_head + 1 & 0xFFFF
+        # The device has each buffer once, as it was posted first.
+        assert sorted(free, key=lambda entry: entry["tag"]) == at_first
+        count = rng.randrange(1, 9)
+        wanted = []
+        for _ in range(count):
+            entry = free.pop(rng.randrange(len(free)) if rng.random() < 0.3 else 0)
+            wanted.append(rng.randbytes(rng.randrange(60, 100)))
+            transport.at(entry["address"], entry["length"])[: len(wanted[-1])] = wanted[-1]
+            place = produced % 16 * RX_COMPLETION.size
+            queue.completions.buffer.view[place : place + RX_COMPLETION.size] = RX_COMPLETION.pack(
+                tag=entry["tag"], length=len(wanted[-1]), phase=1 - produced // 16 % 2
+            )
+            produced += 1
+        got: list[bytes] = []
+        while len(got) < count and queue.poll(lambda view, items, got=got: got.append(bytes(view))):
+            pass
+        assert got == wanted, f"seed {seed}"
+
+
+def test_completion_for_a_buffer_that_does_not_exist_is_counted(device, transport, caplog):
+    queue = Queue(device, **SMALL)
+    queue.completions.buffer.view[: RX_COMPLETION.size] = RX_COMPLETION.pack(tag=8, length=60, phase=1)
+    assert queue.poll(lambda view, items: pytest.fail("there is no such buffer")) == 1
+    assert queue.stats.bad_buffers == 1 and "buffer 8, which does not exist" in caplog.text
+
+
+@pytest.mark.parametrize("entries", [8, 16, 64])
+def test_full_ring_always_waits_for_an_event(device, entries):
+    rng = random.Random(entries)
+    queue = Queue(device, rx_free=8, completions=8, tx=entries, events=2 * entries)
+    sent = commands = 0
+    for _ in range(200):
+        while queue.reserve() is not None:
+            if rng.random() < 0.3:
+                queue.post_command(COMMAND.pack(opcode=CommandOpcode.NOP), lambda result: None, ring=False)
+                commands += 1
+            else:
+                queue.commit(60)
+                sent += 1
+        ring = [TX_DESCRIPTOR.unpack(queue.tx.buffer.view, i * TX_DESCRIPTOR.size) for i in range(entries)]
+        assert any(entry["opcode"] == TxOpcode.COMMAND or entry["flags"] & TxFlag.EVENT for entry in ring)
+        queue.tx.head = queue.tx.head + rng.randrange(1, entries + 1) & 0xFFFF
+        queue.tx.rung = queue.tx.tail  # as if the device had been told; it would carry them out
+    assert min(sent, commands) > 100
+
+
+def test_packets_and_commands_are_counted_when_they_go(device, transport):
+    queue = Queue(device, **SMALL)
+    for _ in range(3):
+        queue.send(frame())
+    results = []
+    queue.post_command(COMMAND.pack(opcode=CommandOpcode.NOP), results.append, ring=False)
+    assert (queue.stats.tx, queue.stats.commands) == (0, 0)
+    queue.flush()
+    queue.flush()
+    queue.poll(lambda view, items: None)
+    assert (queue.stats.tx, queue.stats.commands) == (3, 1) and results[0].status is Status.OK
 
 
 def test_handler_that_fails_costs_no_buffer(device, transport, caplog):

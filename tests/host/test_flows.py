@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
+import ipaddress
 import logging
 import random
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -597,6 +600,55 @@ def test_bad_arguments_are_named_and_cost_nothing(frames, change, message):
     assert not world.flows.open and world.pool.used == 0 and not world.pool.out
 
 
+class Told(Flow):
+    """Remembers what it heard."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, object]] = []
+
+    def answered(self, status: int) -> None:
+        self.heard.append(("answered", status))
+
+    def ended(self) -> None:
+        self.heard.append(("ended", self.end))
+
+
+@pytest.mark.parametrize("v6", [False, True])
+def test_frames_of_anybody_are_handed_over(v6):
+    world = FlowWorld()
+    frames = [frame_of(1000, "A", b"abc"), frame_of(1003, "FPA", b"de")]
+    if v6:
+        frames = [
+            bytes(Ether(src=MAC.hex(":")) / IPv6(src="fd00::2", dst="fd00::1") / Ether(frame)[TCP]) for frame in frames
+        ]
+    flow = Told()
+    world.endpoint.hand_over = None  # it knows its own flows alone
+    assert world.flows.hand_over(
+        frames, l4=54 if v6 else 34, ipv6=v6, sent=1, rcv_nxt=0x1_0000_0005, fin=True, window=64000, wscale=7, timestamps=True,
+        ts_recent=77, rto=0.25, retries=4, flow=flow,
+    )  # fmt: skip
+    assert flow.phase is Phase.POSTED and flow.end is None
+    world.turn()
+    world.turn()
+    taken = world.flow
+    assert flow.phase is Phase.HELD and flow.heard == [("answered", Status.OK)] and flow.end is None
+    assert [frame for _, frame in taken.frames] == frames and [entry["seq"] for entry, _ in taken.frames] == [1000, 1003]
+    address = ipaddress.ip_address
+    hosts = (address("fd00::1"), address("fd00::2")) if v6 else (address("10.0.0.1"), address("10.0.0.2"))
+    assert taken.key == (*(host.packed.rjust(16, b"\0") for host in hosts), 40000, 80)
+    wanted = {
+        "sent": 1, "retries": 4, "rcv_nxt": 5, "ts_recent": 77, "window": 1000, "wscale": 7,
+        "rto": round(0.25 / world.flows.step), "port": 0,
+    }  # fmt: skip
+    assert {name: taken.command[name] for name in wanted} == wanted and taken.fin
+    assert flow.snd_end == taken.snd_end == 1006
+    world.transport.end_flow(taken, Status.RESET)
+    world.turn()
+    assert flow.heard[1:] == [("ended", flow.end)] and flow.end.status is Status.RESET
+    assert isinstance(flow.end.error, ConnectionResetError) and flow.end.rtt is None
+    world.settled()
+
+
 def test_full_ring_costs_no_memory():
     world = FlowWorld(tx=8)
     world.transport.frozen = True
@@ -878,6 +930,43 @@ ENDS = [
     (Status.BAD_LENGTH, "faults", OSError, True),
 ]  # fmt: skip
 """Status of FLOW_DONE, its counter, what a user is told, whether the host resets a peer that the NIC left waiting."""
+
+
+class Unreferenced:
+    """A user that cannot be referenced weakly."""
+
+    __slots__ = ("ends",)
+
+    def __init__(self, ends: list[OSError | None]) -> None:
+        self.ends = ends
+
+    def handed_over(self, flow: Flow) -> None:
+        pass
+
+    def closed(self, error: OSError | None) -> None:
+        self.ends.append(error)
+
+
+@pytest.mark.parametrize("weak", [True, False])
+def test_end_is_told_to_a_user_that_nobody_else_keeps_only_if_it_has_no_weak_references(weak):
+    world = FlowWorld()
+    client, watcher = world.opened()
+    told = watcher.ends
+    if not weak:
+        world.connections[0].events = Unreferenced(told)
+    gone = weakref.ref(watcher)
+    del watcher
+    client.auto = False
+    world.connections[0].close()
+    world.turn()
+    world.turn()
+    assert len(world.flows.held) == 1
+    gc.collect()
+    assert gone() is None
+    finish(world, client)
+    world.run(5)
+    assert told == ([] if weak else [None])
+    world.settled()
 
 
 @pytest.mark.parametrize(("status", "counter", "error", "resets"), ENDS, ids=lambda value: getattr(value, "name", None))

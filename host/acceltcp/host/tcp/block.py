@@ -78,7 +78,11 @@ class Timer(enum.IntEnum):
 
 
 class ConnectionEvents(Protocol):
-    """What a connection tells its user. Called from the endpoint's loop; must not block."""
+    """What a connection tells its user. Called from the endpoint's loop; must not block.
+
+    Once the NIC has the connection, the user is kept alive for `closed` only if it cannot be referenced weakly (a class
+    with `__slots__` and no `__weakref__` among them).
+    """
 
     def connected(self) -> None:
         """The handshake that `connect` began is over."""
