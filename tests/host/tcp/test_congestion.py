@@ -58,13 +58,13 @@ def test_slow_start_doubles_with_an_ack_for_every_second_segment(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_slow_start_counts_two_segments_per_ack_at_most(name):
-    """RFC 3465 section 2.2 and 2.3: L = 2, after a time-out L = 1; and not more than was acknowledged."""
+def test_slow_start_counts_eight_segments_per_ack_at_most(name):
+    """RFC 3465 section 2.2 and 2.3 with RFC 9406 section 4.2: L = 8, after a time-out L = 1; and not more than was acknowledged."""
     cc = make(name, MSS, 10 * MSS)
     ack(cc, 9 * MSS)
-    assert cc.cwnd == 12 * MSS
+    assert cc.cwnd == 18 * MSS
     ack(cc, 1)
-    assert cc.cwnd == 12 * MSS + 1
+    assert cc.cwnd == 18 * MSS + 1
     cc.timed_out(cc.cwnd, 0.0)
     assert cc.cwnd == MSS
     ack(cc, 9 * MSS)
@@ -180,7 +180,7 @@ def test_never_below_a_segment_nor_above_the_largest_window(name, data):
         if action == "ack":
             before = cc.cwnd
             cc.acked(flight, flight, now, 0.01, 0.01, data.draw(st.booleans()))
-            assert before <= cc.cwnd <= max(before * 3 // 2 + cc.mss, before + 2 * cc.mss)
+            assert before <= cc.cwnd <= max(before * 3 // 2 + cc.mss, before + 8 * cc.mss)
         elif action in ("lost", "congested", "timed_out"):
             getattr(cc, action)(flight, now)
         elif action == "resized":
