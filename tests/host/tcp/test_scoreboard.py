@@ -555,7 +555,7 @@ class Model:
         self.rack: tuple[float, int] | None = None
         self.rack_rtt = 0.0
         self.fack = 0
-        self.reordering = False
+        self.reordering = self.probing = False
         self.recovering = False
         self.recover_until = -1
         self.resent_ever = self.dsacks = 0
@@ -619,6 +619,8 @@ class Model:
             possible = 0 <= left < right <= self.high and self.dsacks < self.resent_ever
             if possible and (right <= una or (second[0] <= left and right <= second[1])):
                 self.dsacks += 1
+                # Beyond the RFC: what was late and not lost shows that the network reorders.
+                self.reordering = self.reordering or not self.probing
                 if una >= self.round:
                     self.round, self.mult, self.persist = self.high, self.mult + 1, 16
         for left, right in sorted(blocks[:4]):
@@ -696,6 +698,7 @@ class Machine(RuleBasedStateMachine):
     def acknowledge(self, ack, blocks, min_rtt=0.02, back=float("inf")):
         echoed = self.now - back if back != float("inf") else float("inf")
         una = self.model.una
+        self.model.probing = self.board.probing
         delivered = self.model.acked(ack, blocks, self.now, min_rtt, echoed)
         self.board.acked(ack, blocks, self.now, min_rtt, echoed)
         assert self.board.delivered == delivered
