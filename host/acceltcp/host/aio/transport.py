@@ -191,7 +191,7 @@ class TcpTransport(asyncio.transports._FlowControlMixin, asyncio.Transport):
     def _keep(self, rest: memoryview) -> None:
         """What the protocol does not want now: it queues in front of what comes next."""
         self._tcp.sink = None
-        self._tcp._deliver(rest)
+        self._tcp.deliver(rest)
 
     def _go_on(self) -> None:
         """Let data through: what waits first, then as they come."""

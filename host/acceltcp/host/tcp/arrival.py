@@ -124,7 +124,7 @@ class Arrival(Timers):
             else:
                 self.ack_now = True
             self.endpoint.mark(self)
-            self._deliver(segment.payload)
+            self.deliver(segment.payload)
 
     # -- handshake of `connect` ----------------------------------------------------------
 
@@ -408,10 +408,10 @@ class Arrival(Timers):
         if self._unacked and not self.ack_now and self.ack_at is None:
             self.ack_at = now + self.settings.delayed_ack
         if fresh:
-            self._deliver(payload)
+            self.deliver(payload)
         if parts:
             for part in parts:
-                self._deliver(memoryview(part), part)
+                self.deliver(memoryview(part), part)
         if ended and not self.closed:
             # Only now: whoever is told of data looks at it to see whether more will come.
             self.fin_received = True
@@ -419,7 +419,7 @@ class Arrival(Timers):
                 self.events.readable()
             self.maybe_closed()
 
-    def _deliver(self, view: memoryview, whole: bytes | None = None) -> None:
+    def deliver(self, view: memoryview, whole: bytes | None = None) -> None:
         """Data for the user, in order. whole: the same as an object that may be kept."""
         if not self.reading or self.closed:
             return

@@ -15,7 +15,8 @@ class TcpSettings:
 
     mtu: int = 1500
     receive_buffer: int = 1 << 20
-    """What a connection keeps for its application at most, unless its `rcvbuf` says otherwise."""
+    """What a connection keeps for its application at most, unless its `rcvbuf` says otherwise; up to 64 KiB more where a window
+    that was promised says so."""
     memory_limit: int = 256 << 20
     """Received data that all connections together keep at most; near it windows no longer open."""
     initial_rto: float = 1.0
