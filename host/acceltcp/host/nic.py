@@ -370,33 +370,26 @@ class Nic:
         try:
             now = time.monotonic()
             self.endpoint.now = now
-            done = self.queue.poll(self._packet, _BATCH)
+            self.queue.poll(self._packet, _BATCH)
             self._run_timers(now)
         except DeviceError as error:
             self._fail(error)
             return
         # Not at once: tasks that the batch has woken run before it, and their answers go out together.
-        self._work_handle = self._loop.call_soon(self._finish if not done else self._go_on)
+        self._work_handle = self._loop.call_soon(self._end_batch)
 
-    def _finish(self) -> None:
-        """After a batch without packets: replies out, then wait."""
-        self._end_batch(False)
-
-    def _go_on(self) -> None:
-        """After a batch with packets: replies out, then look for more."""
-        self._end_batch(True)
-
-    def _end_batch(self, again: bool) -> None:
+    def _end_batch(self) -> None:
+        """Replies out; then the next batch, if it is there, or wait for an interrupt."""
         self._work_handle = None
         if self._error is not None:
             return
         try:
             self.endpoint.flush(time.monotonic())
             self.queue.flush()
-            if again or self._poll or self.queue.ready:
+            if self._poll or self.queue.ready:
                 self._work_handle = self._loop.call_soon(self._work)
             else:
-                self.queue.arm()
+                self.queue.arm()  # what has come meanwhile interrupts at once
             self._set_timer()
         except DeviceError as error:
             self._fail(error)
