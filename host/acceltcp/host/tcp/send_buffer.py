@@ -8,6 +8,8 @@ __all__ = ["SendBuffer"]
 
 _JOIN = 8192
 """Small writes are put together in chunks of at most so many bytes."""
+_VIEW = 2048
+"""Larger chunks are kept as views."""
 _COMPACT = 64
 """Released chunks that the lists may still have room for; above it, half of them at most."""
 
@@ -28,7 +30,7 @@ class SendBuffer:
         self.end = start
         """Sequence number after the last one."""
         # Parallel: a chunk, and the sequence number of its first byte. Those before `_first` have been released.
-        self._chunks: list[bytes | bytearray] = []
+        self._chunks: list[bytes | bytearray | memoryview] = []
         self._starts: list[int] = []
         self._first = 0
         self._cursor = 0
@@ -53,11 +55,13 @@ class SendBuffer:
                     last += data
                 else:
                     # A bytearray grows in amortised constant time.
-                    chunks[-1] = bytearray(last)
-                    chunks[-1] += data
+                    chunks[-1] = joined = bytearray(last)
+                    joined += data
                 self.end += size
                 return
-        chunks.append(data if type(data) is bytes else bytes(data))
+        whole = data if type(data) is bytes else bytes(data)
+        # Slices of a view are not copied; of a small object a copy costs less than a view.
+        chunks.append(memoryview(whole) if size > _VIEW else whole)
         self._starts.append(self.end)
         self.end += size
 
@@ -104,7 +108,6 @@ class SendBuffer:
             chunk = chunks[index]
         stop = offset + length
         if stop <= len(chunk):
-            # Slicing the chunk copies twice, but makes one object instead of two: faster for what fits a frame.
             slot[at : at + length] = chunk[offset:stop]
             return
         while True:
