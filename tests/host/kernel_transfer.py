@@ -55,6 +55,7 @@ class Options:
     v6: int = 0
     setup: int = 1
     teardown: int = 1
+    linger: float = 0.3
     pcap: str = ""
 
 
@@ -432,7 +433,7 @@ async def main(name: str, options: Options) -> None:
     wire = Impaired(tap, to_nic=what, from_nic=what, seed=options.seed)
     device = FakeTransport(flows=1024)
     DeviceWire(Captured(wire, PcapWriter(options.pcap)) if options.pcap else wire, device)
-    settings = TcpSettings(time_wait=0.3, linger=0.3)
+    settings = TcpSettings(time_wait=options.linger, linger=options.linger)
     started = time.monotonic()
     addresses = [f"{OURS[False]}/24", f"{OURS[True]}/64"]
     async with acceltcp.host.open(Device(device), addresses, mac=MAC, tcp=settings) as nic:

@@ -58,7 +58,7 @@ def test_every_byte_without_offload(wire, setup, teardown):
 
 @pytest.mark.parametrize("role", ["many-passive", "many-active"])
 def test_a_thousand_at_once(role):
-    run(role, count=1000)
+    run(role, count=1000, linger=2)
 
 
 @pytest.mark.parametrize("teardown", [0, 1])
