@@ -289,6 +289,9 @@ class TcpEndpoint:
             segment.window << (embryo.wscale or 0), embryo.sack, embryo.timestamps, embryo.ts_recent, embryo.ecn,
             listener.teardown and self.hand_over is not None,
         )  # fmt: skip
+        if embryo.tries:
+            connection.build()
+            connection.rtt.handshake_timed_out()
         if self._accept(key, connection, listener, segment):
             self.handshakes.forget(key)
 

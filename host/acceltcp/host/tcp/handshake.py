@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from acceltcp.abi.wire import WSCALE_MAX
 
 from .block import NEVER, ControlBlock, headers_size
-from .segment import ACK, CWR, ECE, MASK, RST, SYN, Peer, Segment, SynOptions
+from .segment import ACK, CWR, ECE, HALF, MASK, RST, SYN, Peer, Segment, SynOptions
 
 if TYPE_CHECKING:
     from .connection import TcpConnection
@@ -127,8 +127,10 @@ class Handshakes:
             self.endpoint.answer_with_reset(embryo.peer, segment)
             return None
         ahead = segment.seq - (embryo.irs + 1) & MASK
-        if ahead > embryo.listener.window or (embryo.timestamps and not segment.ts):
+        if ahead > embryo.listener.window:
             return None
+        if embryo.timestamps and (not segment.ts or segment.tsval - embryo.ts_recent & MASK >= HALF):
+            return None  # RFC 7323 sections 3.2 and 5.3
         return embryo
 
     def forget(self, key: bytes) -> None:
