@@ -63,6 +63,7 @@ def _goals() -> dict[str, Goal]:
     for suffix, response in (("", "128 bytes"), ("_16KB", "16 KiB")):
         only_small = not suffix
         goals[f"host.short_ratio{suffix}"] = Goal(f"all offloads off / all on, responses of {response}", least=2.3 if only_small else None)
+        goals[f"host.short_ratio{suffix}_plain"] = Goal(f"the same with an ordinary stack in the host as the baseline, {response}")
         goals[f"host.short_ratio{suffix}_lowest"] = Goal("the same, lowest round")
         goals[f"host.tcp_cpu_saved{suffix}"] = Goal(f"share of TCP's CPU time that all offloads save, {response}", least=0.75 if only_small else None)
     goals["host.us_per_relayed_64KB"] = Goal("CPU of a 64 KiB response through two connections in software, µs")

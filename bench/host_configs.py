@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["ALL", "CONFIGS", "OFF", "OPTIMISATIONS", "Config"]
+__all__ = ["ALL", "CONFIGS", "OFF", "OPTIMISATIONS", "PLAIN", "Config"]
 
 OPTIMISATIONS = {
     "lazy": "lazy connection state",
@@ -34,9 +34,14 @@ class Config:
 
 
 OFF = Config("off", "all offloads off", False, False)
+PLAIN = Config(
+    "plain", "all offloads off, lazy state and zero copy too", False, False, {"lazy": False, "zero_copy": False, "direct": False}
+)
+"""An ordinary stack: without the offloads and without what the published system adds in the host; the part that mTCP plays there."""
 ALL = Config("all", "all offloads on", True, True)
 
 CONFIGS = [
+    PLAIN,
     OFF,
     Config("setup", "setup in the NIC alone", True, False),
     Config("teardown", "teardown in the NIC alone", False, True),

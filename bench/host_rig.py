@@ -26,7 +26,7 @@ from typing import Any
 from sim.cache import build_once, cache_directory, content_hash
 from sim.stage import HOST4, MAC, NIC4, TAP
 
-from .host_configs import ALL, CONFIGS, OFF, Config
+from .host_configs import ALL, CONFIGS, OFF, PLAIN, Config
 from .host_server import BACKEND, HOLD, KEEP, LARGE, PORTS, RELAY, SMALL, UPLOADS
 
 __all__ = ["Plan", "copy_counter", "main"]
@@ -282,6 +282,8 @@ def _short_figures(costs: dict[str, dict[int, list[_Cost]]], application: float)
         pairs = [(off.cpu, on.cpu) for off, on in zip(costs[OFF.name][size], costs[ALL.name][size], strict=True)]
         ratios = [off / on for off, on in pairs]
         results[f"host.short_ratio{suffix}"] = statistics.median(ratios)
+        plain = [one.cpu / on.cpu for one, on in zip(costs[PLAIN.name][size], costs[ALL.name][size], strict=True)]
+        results[f"host.short_ratio{suffix}_plain"] = statistics.median(plain)
         results[f"host.short_ratio{suffix}_lowest"] = min(ratios)
         results[f"host.tcp_cpu_saved{suffix}"] = statistics.median(1 - (on - application) / (off - application) for off, on in pairs)
     results["host.us_application"] = application * 1e6
