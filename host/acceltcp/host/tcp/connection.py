@@ -242,7 +242,9 @@ class TcpConnection(Arrival):
 
     def drop_memory(self) -> None:
         """Forget data; keep received ones that somebody may still read."""
-        if self.send_buffer:
+        if self.closed:
+            self.send_buffer = None
+        elif self.send_buffer:
             self.send_buffer = SendBuffer(self.send_buffer.start)
         if self.built and self.reassembly:
             self.endpoint.buffered -= self.reassembly.size

@@ -10,7 +10,7 @@ import struct
 
 from acceltcp.abi.wire import TCPOption
 
-from .block import RECEIVE_FIRST, ControlBlock, Opening, Timer
+from .block import NOTHING_RECEIVED, RECEIVE_FIRST, ControlBlock, Opening, Timer
 from .scoreboard import Sent
 from .segment import ACK, CWR, ECE, FIN, MASK, PSH, SYN, TS_OPTION, TS_PREFIX
 
@@ -33,6 +33,14 @@ class Output(ControlBlock):
         """The window field, and with it the promise `rcv_adv`; the right edge moves back only
         when a peer would make us keep more than we said (RFC 7323 section 2.4)."""
         shift = self.rcv_shift
+        if not self.built and self.receive_buffer is NOTHING_RECEIVED:
+            # Of what was received nothing is kept.
+            window = RECEIVE_FIRST >> shift
+            if window > _WINDOW_MAX:
+                window = _WINDOW_MAX
+            if self.rcv_nxt + (window << shift) >= self.rcv_adv and not self.endpoint.pressed:
+                self.rcv_adv = self.rcv_nxt + (window << shift)
+                return window
         buffered = len(self.receive_buffer)
         limit = self.rcv_limit if self.built else RECEIVE_FIRST
         promised = self.rcv_adv - self.rcv_nxt
