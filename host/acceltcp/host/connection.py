@@ -78,6 +78,16 @@ class Connection:
         return self._nic
 
     @property
+    def teardown(self) -> bool:
+        """Whether the NIC may close this connection; at first as its listener or `connect` said. Setting it raises
+        `OSError` (EOPNOTSUPP) when the NIC cannot."""
+        return self._tcp.teardown
+
+    @teardown.setter
+    def teardown(self, on: bool) -> None:
+        self._tcp.teardown = on
+
+    @property
     def peername(self) -> tuple[str, int]:
         """The client's address and port."""
         key = self._tcp.key

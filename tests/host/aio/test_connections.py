@@ -66,6 +66,41 @@ def test_streams(address, setup, teardown):
     run_pair(test)
 
 
+def test_who_closes_may_be_chosen_for_each_connection():
+    async def test(near: Nic, far: Nic) -> None:
+        async def handler(connection: Connection) -> None:
+            assert connection.teardown
+            connection.teardown = await connection.read(1) == b"n"
+            connection.write(b"bye")
+
+        await far.listen(7, handler)
+        assert far.flows is not None
+        for answer, by_nic in ((b"n", 1), (b"h", 1), (b"n", 2)):
+            async with await near.connect(FAR4, 7, teardown=False) as connection:
+                connection.write(answer)
+                assert await connection.read() == b"bye"
+            await until(lambda: not far.endpoint.connections)
+            assert far.flows.counts["handed_over"] == by_nic
+
+    run_pair(test)
+
+
+def test_a_nic_that_closes_nothing_says_so():
+    async def test(near: Nic, far: Nic) -> None:
+        async def handler(connection: Connection) -> None:
+            assert not connection.teardown
+            with pytest.raises(OSError, match="does not close connections") as caught:
+                connection.teardown = True
+            connection.write(b"%d" % caught.value.errno)
+
+        await far.listen(7, handler)
+        far.endpoint.hand_over = None
+        async with await near.connect(FAR4, 7) as connection:
+            assert await connection.read() == b"%d" % errno.EOPNOTSUPP
+
+    run_pair(test)
+
+
 def test_connection_objects():
     async def test(near: Nic, far: Nic) -> None:
         async def handler(connection: Connection) -> None:

@@ -451,6 +451,16 @@ class TcpTransport(asyncio.transports._FlowControlMixin, asyncio.Transport):
         return self._tcp
 
     @property
+    def teardown(self) -> bool:
+        """Whether the NIC may close this connection; at first as its listener or `connect` said. Setting it raises
+        `OSError` (EOPNOTSUPP) when the NIC cannot."""
+        return self._tcp.teardown
+
+    @teardown.setter
+    def teardown(self, on: bool) -> None:
+        self._tcp.teardown = on
+
+    @property
     def nic(self) -> Nic:
         """The NIC that has the connection."""
         return self._nic

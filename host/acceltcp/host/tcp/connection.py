@@ -63,6 +63,18 @@ class TcpConnection(Arrival):
         """Whether only the wait for late segments is left."""
         return self.built and self._waiting and not self.closed
 
+    @property
+    def teardown(self) -> bool:
+        """Whether the NIC may close the connection when the user has. Setting it raises `OSError` (EOPNOTSUPP) when the NIC
+        cannot."""
+        return self.offload
+
+    @teardown.setter
+    def teardown(self, on: bool) -> None:
+        if on and self.endpoint.hand_over is None:
+            raise OSError(errno.EOPNOTSUPP, "this NIC does not close connections")
+        self.offload = on
+
     # -- what the user does --------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

@@ -211,8 +211,10 @@ class Output(ControlBlock):
         board = self.scoreboard
         mss, una, nxt = self.mss, self.snd_una, self.snd_nxt
         data_end = self.send_buffer.end  # type: ignore[union-attr]
-        if nxt == una and now - self.last_sent > self.rtt.rto:
-            self.congestion.idle(now, self.rtt.rto)
+        if nxt == una:
+            self.progress_at = now  # what counts is how long data have been waiting for their acknowledgment
+            if now - self.last_sent > self.rtt.rto:
+                self.congestion.idle(now, self.rtt.rto)
         budget = self._budget()
         edge = una + self.snd_wnd
         options = self.options

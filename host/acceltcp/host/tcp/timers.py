@@ -135,6 +135,8 @@ class Timers(Output):
         end = self.snd_nxt + length
         if not self.emit(self.snd_nxt, ACK, length, True):
             return False
+        if self.snd_nxt == self.snd_una:
+            self.progress_at = now
         self.scoreboard.sent(self.snd_nxt, end, now)
         self.snd_nxt = self.snd_max = end
         return True
