@@ -405,6 +405,19 @@ def test_unknown_neighbour():
     assert user.heard == ["connected"]
 
 
+def test_the_search_for_the_neighbour_is_no_round_trip():
+    """RFC 6298 section 2.2: R is from the SYN to its acknowledgment."""
+    bench = Bench()
+    bench.net.known = False
+    connection, _ = bench.connect()
+    bench.run(0.8)
+    bench.net.known = True
+    bench.endpoint.neighbour_found(PEERS[False])
+    bench.run(0.1)
+    Talk(bench, 7, 0).answer(connection)
+    assert connection.rtt.srtt == pytest.approx(0.1)
+
+
 def test_neighbour_that_does_not_answer():
     bench = Bench()
     bench.net.known = False

@@ -306,6 +306,8 @@ class Output(ControlBlock):
         flags = SYN if opened else SYN | ACK
         if self.ecn and self.retries == 0:
             flags |= ECE | CWR if opened else ECE
+        if opened and self.retries == 0:
+            self.progress_at = endpoint.now  # the first round trip begins here, not when the peer was looked for
         options = endpoint.syn_options(self)
         peer = self.peer
         window = min(self.rcv_adv - self.rcv_nxt, _WINDOW_MAX)
