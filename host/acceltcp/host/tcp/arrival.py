@@ -8,7 +8,7 @@ import os
 
 from acceltcp.abi.wire import WSCALE_MAX
 
-from .block import CLOCK_STALE_S, NEVER, NOTHING_RECEIVED, Opening, Timer
+from .block import CLOCK_STALE_S, NEVER, NOTHING_RECEIVED, RECEIVE_FIRST, Opening, Timer
 from .receive_buffer import ReceiveBuffer
 from .scoreboard import RECOVERED, REPAIRED, SPURIOUS
 from .segment import ACK, CWR, ECE, FIN, HALF, MASK, RST, SYN, Peer, Segment
@@ -119,6 +119,8 @@ class Arrival(Timers):
         self.snd_wnd = segment.window << self.snd_shift
         if length:
             self.rcv_nxt += length
+            if self.rcv_nxt - self.irs > RECEIVE_FIRST // 2:
+                self.build()  # somebody sends much: the window shall grow with its reader
             if self.ack_at is None:
                 self.ack_at = now + self.settings.delayed_ack
             else:
@@ -438,7 +440,7 @@ class Arrival(Timers):
             buffer.append_bytes(whole)
         else:
             buffer.append(view)
-        self.endpoint.take_memory(len(view))
+        self.endpoint.buffered += len(view)
         if self.events is not None:
             self.events.readable()
 

@@ -96,7 +96,8 @@ class TcpConnection(Arrival):
         data = buffer.take(count)
         if not data:
             return b""
-        self.endpoint.give_memory(len(data))
+        if not self.closed:
+            self.endpoint.buffered -= len(data)
         if self.built:
             self.taken(len(data))
         self.room_grew()
@@ -134,7 +135,7 @@ class TcpConnection(Arrival):
         self.reading = False
         self.sink = None
         if unread:
-            self.endpoint.give_memory(unread)
+            self.endpoint.buffered -= unread
             self.receive_buffer.clear()
         self.fin_queued = True
         self.endpoint.mark(self)  # with FIN queued before, too: now the NIC may have it
@@ -157,10 +158,12 @@ class TcpConnection(Arrival):
     def changed(self) -> None:
         """`options` have changed."""
         if not self.built:
-            if self.options.keepalive or self.options.tos or self.options.ttl != 64 or self.options.maxseg:
-                self.build()
-            else:
+            options = self.options
+            if not (
+                options.keepalive or options.tos or options.ttl != 64 or options.maxseg or options.quickack or options.rcvbuf
+            ):
                 return
+            self.build()
         options = self.options
         if options.keepalive and self.keep_at is None:
             self.keep_at = self.last_heard + options.keepidle
@@ -173,6 +176,9 @@ class TcpConnection(Arrival):
             self.congestion.cwnd, self.congestion.ssthresh = cwnd, ssthresh
         if options.rcvbuf:
             self.rcv_limit = self.rcv_max = options.rcvbuf
+        if 0 < options.maxseg and (mss := self.fitting_mss(self.endpoint.path_mtu(self))) < self.mss:
+            self.mss = self.scoreboard.mss = mss
+            self.congestion.resized(mss)
         peer = self.peer
         if peer.tos != options.tos & 0xFC:
             peer.tos = options.tos
@@ -261,9 +267,12 @@ class TcpConnection(Arrival):
         if self.built and self.reassembly:
             self.endpoint.buffered -= self.reassembly.size
             self.reassembly.clear()
-        if not self.reading and self.receive_buffer is not NOTHING_RECEIVED:
-            self.endpoint.give_memory(len(self.receive_buffer))
+        if not self.reading:
             self.receive_buffer = NOTHING_RECEIVED
+
+    def uncount(self) -> None:
+        """The connection is over: what nobody has read yet is his who may still read it, not the endpoint's."""
+        self.endpoint.buffered -= len(self.receive_buffer)
 
     def maybe_closed(self) -> None:
         """After a FIN or its acknowledgment."""
@@ -295,6 +304,7 @@ class TcpConnection(Arrival):
         waiting = self.in_time_wait
         self.closed = True
         self.error = error
+        self.uncount()
         self.endpoint.ended(self)
         self.drop_memory()
         if self.events is not None and not waiting:

@@ -583,14 +583,6 @@ class TcpEndpoint:
         """Whether received data take all the memory that they may."""
         return self.buffered >= self.settings.memory_limit
 
-    def take_memory(self, size: int) -> None:
-        """Received data are kept."""
-        self.buffered += size
-
-    def give_memory(self, size: int) -> None:
-        """They were taken away."""
-        self.buffered -= size
-
     # -- the NIC's timestamp clock ---------------------------------------------------------
 
     def tsval(self) -> int:
@@ -610,6 +602,7 @@ class TcpEndpoint:
         connection = self.connections.pop(key, None)
         if connection is not None:  # it was in TIME_WAIT, which nobody resets
             connection.closed = True
+            connection.uncount()
             self.stats["closed"] += 1
         self._ended.pop(key, None)
 

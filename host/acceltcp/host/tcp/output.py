@@ -314,5 +314,7 @@ class Output(ControlBlock):
         ack = 0 if opened else self.rcv_nxt
         length = peer.build(slot, self.iss, ack, flags, window, options, False, 0)
         endpoint.link.commit(length, peer.l3, peer.l4, peer.tx_flags, peer.port)
+        if self.retries == 0:
+            self.progress_at = endpoint.now
         self.syn_at = endpoint.now + min(self.settings.initial_rto * (1 << self.retries), self.settings.max_rto)
         self.ack_now = False
