@@ -31,7 +31,8 @@ class TcpSettings:
     delayed_ack: float = 0.04
     time_wait: float = 2.0
     linger: float = 2.0
-    """How long a closed tuple drops what comes instead of taking it for something new."""
+    """How long a closed tuple drops what comes instead of taking it for something new: longer than peers wait before they
+    repeat a segment."""
     fin_wait_2: float = 60.0
     """How long we wait for the FIN of a peer after the application has closed."""
     initial_segments: int = 10
