@@ -176,7 +176,7 @@ class TcpConnection(Arrival):
             self.congestion.cwnd, self.congestion.ssthresh = cwnd, ssthresh
         if options.rcvbuf:
             self.rcv_limit = self.rcv_max = options.rcvbuf
-        if 0 < options.maxseg and (mss := self.fitting_mss(self.endpoint.path_mtu(self))) < self.mss:
+        if options.maxseg and (mss := self.fitting_mss(self.endpoint.path_mtu(self))) < self.mss:
             self.mss = self.scoreboard.mss = mss
             self.congestion.resized(mss)
         peer = self.peer
@@ -198,7 +198,9 @@ class TcpConnection(Arrival):
         self.congestion.resized(mss)
         if self.snd_max > self.snd_una:
             self.recovering = False
-            self.scoreboard.time_out()
+            self.scoreboard.cut_anew()
+            if self.timer == Timer.PROBE:
+                self.timer, self.retransmit_at = Timer.RTO, None  # it would send the last one again as it was
         self.endpoint.mark(self)
 
     def start_sending(self) -> None:

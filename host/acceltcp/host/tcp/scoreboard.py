@@ -679,6 +679,24 @@ class Scoreboard:
         self._probe_end = -1
         self.recover()
 
+    def cut_anew(self) -> None:
+        """`mss` has become smaller and larger segments do not arrive: everything not SACKed is to be sent again. Neighbours are joined, and
+        `next_lost` cuts them: else each of many sizes in a row would leave its own scraps."""
+        self.time_out()
+        whole: list[Sent] = []
+        for entry in self._entries[self._head :]:
+            if whole and not entry.sacked and not whole[-1].sacked:
+                before = whole[-1]
+                before.end = entry.end
+                before.resent = max(before.resent, entry.resent)
+            else:
+                whole.append(entry)
+        self._entries = whole
+        self._head = 0
+        self._cursor = len(whole)
+        self._serial += len(whole)
+        self._lost = [(entry.start, number, entry) for number, entry in enumerate(whole) if not entry.sacked]
+
     def undo(self) -> None:
         """The loss was none (SPURIOUS): what is deemed lost is in flight. The recovery is over."""
         for entry in self._entries[self._head :]:
