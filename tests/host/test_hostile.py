@@ -16,7 +16,7 @@ import pytest
 
 from acceltcp.abi.messages import TxFlag
 from acceltcp.abi.wire import IPV4, TCP
-from acceltcp.host.tcp import State, TcpConnection, TcpSettings
+from acceltcp.host.tcp import Listener, State, TcpConnection, TcpSettings
 
 from .fake_device import insert_checksums
 from .world import ACK, CLIENT_MAC, ECE, FIN, M32, MAC, PSH, RST, SYN, URG, Client, World
@@ -196,6 +196,45 @@ def test_syn_storm_on_a_live_flow(flags):
     if flags & ACK:
         assert challenges
     still_works(world, client, connection)
+
+
+def test_syn_storm_on_a_live_flow_of_the_host():
+    """RFC 5961 section 4.2, where the host does the handshakes: every SYN of the tuple, in the window or not, gets a challenge ACK at
+    most, and few of those."""
+    world = World()
+    world.endpoint.listen(81, Listener(world._accept))
+    client, connection = opened(world, dst_port=81)
+    world.run(1)
+    client.auto = False
+    client.seen.clear()
+    rng = random.Random(4)
+    for _ in range(3000):
+        client.send(rng.choice((client.nxt, client.nxt + rng.randrange(60_000), rng.getrandbits(32))), SYN, options=stamped(client))
+    world.run(0.5)
+    assert client.seen and not any(segment.flags & (SYN | RST) for segment in client.seen)
+    assert not connection.closed and len(client.seen) <= 0.5 / connection.settings.challenge_interval + 2
+    still_works(world, client, connection)
+
+
+def test_syn_flood_on_a_listener_of_the_host():
+    """RFC 4987 section 3.2: unfinished handshakes are bounded (settings.syn_backlog), the oldest gives way; connections that are there are not
+    touched, they time out by themselves, and a client that comes after the flood gets in."""
+    world = World(settings=TcpSettings(syn_backlog=64, synack_retries=2))
+    world.endpoint.listen(81, Listener(world._accept))
+    client, connection = opened(world, dst_port=81)
+    flood = Client(world, 50_000, dst_port=81)
+    del world.clients[50_000]
+    for number in range(5000):
+        flood.port = 1024 + number
+        flood.send(number * 77_777, SYN, options=b"\x02\x04\x05\xb4")
+        if number % 500 == 499:
+            world.run(0.01)
+    assert len(world.endpoint.handshakes.embryos) <= 64
+    late, second = opened(world, port=39_999, dst_port=81)
+    still_works(world, client, connection)
+    still_works(world, late, second)
+    world.run(20)
+    assert not world.endpoint.handshakes.embryos and len(world.endpoint.connections) == 2
 
 
 def test_acknowledgments_of_data_never_sent():
