@@ -1479,7 +1479,7 @@ def test_close_with_a_thousand_flows_held():
 
 @pytest.mark.parametrize("count", [1, 20])
 def test_close_resets_a_device_that_lets_no_flow_go(count, monkeypatch):
-    monkeypatch.setattr(acceltcp.host.nic, "_ABORT_S", 0.1)
+    monkeypatch.setattr(acceltcp.host.engine, "_ABORT_S", 0.1)
     resets: list[int] = []
 
     async def test(nic: Nic, net: RealTime) -> None:
