@@ -326,7 +326,7 @@ class Talk:
                 options = syn_options(self.mss, self.wscale, self.sack, self.tsval() if self.ts else None)
             elif self.ts and not flags & RST:
                 options = b"\1\1" + struct.pack(
-                    "!BBII", 8, 10, self.tsval() if tsval is None else tsval, self.ts_recent if tsecr is None else tsecr
+                    "!BBII", 8, 10, self.tsval() if tsval is None else tsval & M32, self.ts_recent if tsecr is None else tsecr
                 )
             if blocks:
                 body = b"".join(struct.pack("!II", left & M32, right & M32) for left, right in blocks)

@@ -233,6 +233,17 @@ def test_override_time_out_sends_what_fits():
     assert 0.1 <= first.time - 1000.1 <= 1 and len(first.payload) == 100
 
 
+def test_window_of_a_segment_that_was_sent_again():
+    """RFC 9293 section 3.10.7.4 takes no window from a lower sequence number than the latest; but with a higher acknowledgment it is the newest
+    all the same, and the edge must not move beyond what was promised."""
+    bench, peer, connection = opened(wscale=None, window=2 * MSS)
+    base = peer.seq
+    peer.say(ACK, b"later", seq=base + 5)
+    assert sizes(write(bench, connection, 10_000)) == [MSS, MSS]
+    assert data(peer.say(ACK, b"first", seq=base, window=0)) == []
+    assert connection.snd_wnd == 0 and data(bench.run(0.1)) == []
+
+
 def test_receiver_silly_window_avoidance():
     """RFC 9293 section 3.8.6.2.2: the edge moves by at least min(half the buffer, a segment) or not at all."""
     options = ConnectionOptions()

@@ -275,7 +275,9 @@ class Arrival(Timers):
             elif board.newly_acked:
                 self.congestion.acked(board.newly_acked, board.in_flight, now, board.rtt, self.rtt.srtt, self.cwnd_limited)
 
-        if self._wl1 < seq or (self._wl1 == seq and self._wl2 <= ack):
+        # Also when it acknowledges more than any before, though its number is old: what the peer sends again tells the window of now,
+        # and SND.UNA + SND.WND would else be an edge that nobody promised.
+        if progress or self._wl1 < seq or (self._wl1 == seq and self._wl2 <= ack):
             if window != self.snd_wnd:
                 opened = self.timer == Timer.PERSIST and window > self.snd_wnd and self.retransmit_at is not None
                 self.snd_wnd = window
