@@ -47,6 +47,7 @@ class Arrival(Timers):
                 and not self.fin_queued
                 and not (self.timestamps and (segment.tsval - self.ts_recent) & MASK >= HALF)
                 and not segment.ce
+                and endpoint.buffered < endpoint.memory_most
             ):
                 self._first_data(segment, length, now)
                 return True
@@ -105,7 +106,9 @@ class Arrival(Timers):
                 self.ack_now = True
             elif flags & CWR:
                 self._echo_ce = False
-        if end > seq and not (self.handing and seq + length > rcv_nxt):
+        if length and endpoint.buffered >= endpoint.memory_most and self.sink is None and self.reading:
+            self.ack_now = True  # nowhere to put it: the peer will repeat it
+        elif end > seq and not (self.handing and seq + length > rcv_nxt):
             self._data(seq, payload, bool(flags & FIN), now)
         if not self.closed:
             endpoint.mark(self)
@@ -260,6 +263,8 @@ class Arrival(Timers):
             if board.news:
                 self._news(board.news, outstanding, now)
             if self.sack and not board.calm:
+                if self.timer == Timer.PROBE:
+                    self.timer, self.retransmit_at = Timer.RTO, None  # no probe beside SACKed data (RFC 8985 section 7.2)
                 self.detect_loss(now)
         elif not self.sack and not has_data and window == self.snd_wnd and self.snd_max > una and self.timer != Timer.PERSIST and not self.handing:
             board.duplicate()

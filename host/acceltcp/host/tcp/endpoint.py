@@ -124,6 +124,8 @@ class TcpEndpoint:
         self.addresses = addresses
         self.settings = settings or TcpSettings()
         self.direct = self.settings.direct
+        self.memory_most = 2 * self.settings.memory_limit
+        """Received data that nobody has read: with so much, no more are taken, whatever was promised."""
         self.now = now
         self.ts_step = ts_step
         self._read_clock = ts_clock

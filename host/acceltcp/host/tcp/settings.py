@@ -18,7 +18,8 @@ class TcpSettings:
     """What a connection keeps for its application at most, unless its `rcvbuf` says otherwise; up to 64 KiB more where a window
     that was promised says so."""
     memory_limit: int = 256 << 20
-    """Received data that all connections together keep at most; near it windows no longer open."""
+    """With so much received data in all connections together no window opens further, and out-of-order data are dropped; with
+    twice that, what windows promised before is not taken either: peers repeat it."""
     initial_rto: float = 1.0
     min_rto: float = 0.2
     max_rto: float = 60.0
