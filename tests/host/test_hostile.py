@@ -216,6 +216,23 @@ def test_syn_storm_on_a_live_flow_of_the_host():
     still_works(world, client, connection)
 
 
+@pytest.mark.parametrize("ahead", [-5000, 0, 1 << 30])
+@pytest.mark.parametrize("with_timestamp", [False, True])
+def test_one_syn_on_a_live_flow_of_the_host_is_challenged(ahead, with_timestamp):
+    """RFC 5961 section 4.2: irrespective of its sequence number; a peer that has begun anew may have no timestamps, too."""
+    world = World()
+    world.endpoint.listen(81, Listener(world._accept))
+    client, connection = opened(world, dst_port=81)
+    world.run(1)
+    client.auto = False
+    client.seen.clear()
+    client.send(client.nxt + ahead, SYN, options=stamped(client) if with_timestamp else b"\x02\x04\x05\xb4")
+    world.run(0.1)
+    (answer,) = client.seen
+    assert answer.flags == ACK and answer.ack == client.nxt & M32 and answer.seq == connection.snd_max & M32
+    still_works(world, client, connection)
+
+
 def test_syn_flood_on_a_listener_of_the_host():
     """RFC 4987 section 3.2: unfinished handshakes are bounded (settings.syn_backlog), the oldest gives way; connections that are there are not
     touched, they time out by themselves, and a client that comes after the flood gets in."""

@@ -54,6 +54,9 @@ class Arrival(Timers):
             self.build()
         end = seq + length + (flags & FIN)
 
+        if flags & (SYN | RST) == SYN:
+            self._answer_stray(False)  # whatever its number and its options (RFC 5961 section 4.2)
+            return False
         if self.timestamps and not flags & RST:
             if not segment.ts:
                 return False
@@ -77,9 +80,6 @@ class Arrival(Timers):
             if length and end <= rcv_nxt:
                 self.reassembly.duplicate(seq, end - (flags & FIN))
             self._answer_stray(end > seq)
-            return False
-        if flags & SYN:
-            self._answer_stray(False)
             return False
         if not flags & ACK:
             return False
