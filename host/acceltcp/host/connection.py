@@ -49,7 +49,7 @@ class Connection:
         _wake(self._readers)
 
     def writable(self) -> None:
-        if self._writers and self._tcp.unsent_or_unacked <= self._high_water:
+        if self._writers and self._tcp.unsent_or_unacked <= min(self._high_water, self._tcp.send_limit):
             _wake(self._writers)
 
     def handed_over(self, flow: Flow) -> None:
@@ -226,7 +226,7 @@ class Connection:
 
     async def drain(self) -> None:
         """Wait until not too much is queued."""
-        while self._tcp.unsent_or_unacked > self._high_water:
+        while self._tcp.unsent_or_unacked > min(self._high_water, self._tcp.send_limit):
             self._raise()
             if self._tcp.closed:
                 raise BrokenPipeError("the connection is closed")

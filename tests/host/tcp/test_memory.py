@@ -256,3 +256,24 @@ def test_storms_of_connections_leave_nothing(seed):
         assert not side.endpoint.connections and side.endpoint.buffered == 0, f"seed {seed}"
         assert not side.endpoint.blocked and not side.flows.open
     assert all(one.ends <= 1 for one in users)
+
+
+def test_what_is_written_is_counted_and_limits_everybody():
+    limit = 1 << 17
+    bench = Bench(send_memory_limit=limit)
+    bench.listen()
+    peers = [Talk(bench, 7000 + number) for number in range(4)]
+    for peer in peers:
+        peer.open()
+    first, *others = bench.accepted
+    assert first.send_limit == first.options.sndbuf and bench.endpoint.queued == 0
+    first.write(bytes(limit))
+    assert first.send_limit == first.options.sndbuf
+    others[0].write(b"one more")
+    assert bench.endpoint.queued == limit + 8
+    assert [connection.send_limit for connection in bench.accepted] == [16384] * 4
+    first.abort()
+    assert bench.endpoint.queued == 8 and others[0].send_limit == others[0].options.sndbuf
+    bench.turn()
+    peers[1].say(ACK)
+    assert bench.endpoint.queued == 0

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Detachable", "relay"]
 
-_HIGH = 1 << 18
-"""A side that has not acknowledged so many bytes gets no more."""
-_LOW = 1 << 16
 _PIECE = 1 << 18
 
 
@@ -67,7 +64,7 @@ class _Side:
         if other.closed or other.fin_queued:
             return
         other.write(view)
-        if other.unsent_or_unacked > _HIGH:
+        if other.unsent_or_unacked > other.send_limit:
             self._stopped = True
             self.tcp.sink = None
         self.other._flush()
@@ -80,7 +77,7 @@ class _Side:
             self.received += len(data)
             if not (other.closed or other.fin_queued):
                 other.write(data)
-                self._stopped = other.unsent_or_unacked > _HIGH
+                self._stopped = other.unsent_or_unacked > other.send_limit
         if not self._stopped and not tcp.receive_buffer:
             if tcp.fin_received:
                 self._end_of_data()
@@ -101,7 +98,7 @@ class _Side:
 
     def writable(self) -> None:
         """The peer has taken some: the other side may go on."""
-        if self.other._stopped and self.tcp.unsent_or_unacked <= _LOW:
+        if self.other._stopped and self.tcp.unsent_or_unacked <= self.tcp.send_limit // 4:
             self.other._stopped = False
             self.other.readable()
 

@@ -324,7 +324,7 @@ class TcpTransport(asyncio.transports._FlowControlMixin, asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         """Bytes that do not fit the send buffer of the connection (`SO_SNDBUF`)."""
         tcp = self._tcp
-        return max(tcp.unsent_or_unacked - tcp.options.sndbuf, 0)
+        return max(tcp.unsent_or_unacked - tcp.send_limit, 0)
 
     # -- what the TCP tells ----------------------------------------------------------------
 

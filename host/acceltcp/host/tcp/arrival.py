@@ -328,11 +328,13 @@ class Arrival(Timers):
         """snd_una moves."""
         buffer = self.send_buffer
         assert buffer is not None
+        size = len(buffer)
         if self.fin_sent and ack > buffer.end:
             self.fin_acked = True
             buffer.release(buffer.end)
         else:
             buffer.release(ack)
+        self.endpoint.queued -= size - len(buffer)
         self.snd_una = ack
         if ack > self._moved_at:
             self._peer_before = None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TcpConnection"]
 
+_SHARE = 16384
 _WINDOW_LOW = 32768
 """With less than that many bytes of our window left, reading opens it at once; else the next acknowledgment does."""
 
@@ -52,6 +53,14 @@ class TcpConnection(Arrival):
     def unsent_or_unacked(self) -> int:
         """Bytes that the peer has not acknowledged."""
         return self.send_bytes
+
+    @property
+    def send_limit(self) -> int:
+        """With more bytes unsent or unacknowledged than that, writers should wait."""
+        limit = self.options.sndbuf
+        if self.endpoint.queued > self.settings.send_memory_limit and limit > _SHARE:
+            return _SHARE
+        return limit
 
     @property
     def buffered(self) -> int:
@@ -87,7 +96,9 @@ class TcpConnection(Arrival):
         buffer = self.send_buffer
         if buffer is None:
             buffer = self.send_buffer = SendBuffer(self.iss + 1 if self.opening else self.snd_una)
+        size = len(buffer)
         buffer.append(data)
+        self.endpoint.queued += len(buffer) - size
         self.endpoint.mark(self)
 
     def consume(self, count: int) -> bytes:
@@ -252,6 +263,8 @@ class TcpConnection(Arrival):
         """The NIC has the connection: nothing of it is kept here. Who wants to hear of its end."""
         self.handing = False
         told = self.closed or self.in_time_wait or self.error is not None
+        if not self.closed:
+            self.uncount()
         self.closed = True
         self.drop_memory()
         self.endpoint.blocked.discard(self)
@@ -264,8 +277,6 @@ class TcpConnection(Arrival):
         """Forget data; keep received ones that somebody may still read."""
         if self.closed:
             self.send_buffer = None
-        elif self.send_buffer:
-            self.send_buffer = SendBuffer(self.send_buffer.start)
         if self.built and self.reassembly:
             self.endpoint.buffered -= self.reassembly.size
             self.reassembly.clear()
@@ -273,8 +284,10 @@ class TcpConnection(Arrival):
             self.receive_buffer = NOTHING_RECEIVED
 
     def uncount(self) -> None:
-        """The connection is over: what nobody has read yet is his who may still read it, not the endpoint's."""
+        """The connection is over: what nobody has read yet is his who may still read it, not the endpoint's; what nobody has
+        acknowledged is gone."""
         self.endpoint.buffered -= len(self.receive_buffer)
+        self.endpoint.queued -= self.send_bytes
 
     def maybe_closed(self) -> None:
         """After a FIN or its acknowledgment."""

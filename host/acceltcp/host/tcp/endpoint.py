@@ -143,6 +143,8 @@ class TcpEndpoint:
         """Connections that found the transmit ring full."""
         self.buffered = 0
         """Bytes of received data that all connections keep."""
+        self.queued = 0
+        """Bytes that were written on all of them and not acknowledged."""
         self.stats = dict.fromkeys(
             (
                 "opened", "closed", "failed", "segments", "bad_checksum", "unwanted", "duplicates_of_closed",

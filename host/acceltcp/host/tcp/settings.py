@@ -20,6 +20,9 @@ class TcpSettings:
     memory_limit: int = 256 << 20
     """With so much received data in all connections together no window opens further, and out-of-order data are dropped; with
     twice that, what windows promised before is not taken either: peers repeat it."""
+    send_memory_limit: int = 256 << 20
+    """With so many bytes written and not acknowledged in all connections together, writers are told to wait sooner: above
+    16 KiB each instead of `sndbuf`."""
     initial_rto: float = 1.0
     min_rto: float = 0.2
     max_rto: float = 60.0
@@ -67,7 +70,7 @@ class TcpSettings:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("mtu", 576, 65535), ("receive_buffer", 2048, 1 << 30), ("memory_limit", 1 << 16, 1 << 40),
+            ("mtu", 576, 65535), ("receive_buffer", 2048, 1 << 30), ("memory_limit", 1 << 16, 1 << 40), ("send_memory_limit", 1 << 16, 1 << 40),
             ("retries", 0, 100), ("syn_retries", 0, 100), ("synack_retries", 0, 100), ("syn_backlog", 1, 1 << 20),
             ("initial_segments", 1, 1000), ("window_scale", 0, WSCALE_MAX), ("reassembly_pieces", 1, 1 << 20),
             ("initial_rto", 0.01, 3600), ("min_rto", 0.001, 3600), ("max_rto", 0.01, 3600),
