@@ -287,7 +287,7 @@ def test_what_the_nic_is_told():
 
 
 @pytest.mark.parametrize(
-    "options", [{"port": 0}, {"port": 70000}, {"backlog": 0}, {"mss": 63}, {"window": 0}, {"wscale": 15}, {"max_connections": 0}]
+    "options", [{"port": -1}, {"port": 70000}, {"backlog": 0}, {"mss": 63}, {"window": 0}, {"wscale": 15}, {"max_connections": 0}]
 )
 def test_bad_arguments_are_named(options):
     async def test(nic: Nic, net: RealTime) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .listening import IPAddress
+from .checks import IPAddress
 from .tcp import TcpConnection
 from .tcp.settings import ConnectionOptions
 

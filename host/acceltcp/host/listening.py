@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
 from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX
 
+from .checks import IPAddress, check_flag, check_integer
 from .errors import CommandRefusedError, DeviceError
 from .tcp import Listener, TcpConnection
 
@@ -24,7 +25,7 @@ __all__ = ["IPAddress", "ListenOptions", "ListeningPort"]
 
 log = logging.getLogger("acceltcp")
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+_PORT_TRIES = 64
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,14 @@ class ListenOptions:
     wscale: int = 7
 
     def __post_init__(self) -> None:
-        check_range("mss", self.mss if self.mss is not None else 536, 64, 65535)
-        check_range("window", self.window, 1, 65535)
-        check_range("wscale", self.wscale, 0, WSCALE_MAX)
+        for name in ("setup", "teardown", "lazy", "defer_accept", "ecn"):
+            check_flag(name, getattr(self, name))
+        if self.mss is not None:
+            check_integer("mss", self.mss, 64, 65535)
+        check_integer("window", self.window, 1, 65535)
+        check_integer("wscale", self.wscale, 0, WSCALE_MAX)
         if self.defer_accept and not self.setup:
             raise ValueError("only the NIC can defer connections until their first data: defer_accept needs setup")
-
-
-def check_range(name: str, value: object, low: int, high: int) -> None:
-    """Raise `ValueError` unless `value` is an integer from `low` to `high`."""
-    if not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
 
 
 class ListeningPort:
@@ -77,7 +75,17 @@ class ListeningPort:
         self.pauses = 0
 
     async def open(self, hosts: list[IPAddress], port: int, options: ListenOptions) -> None:
-        """Listen. After an exception nothing is left: see `Nic.listen` for which."""
+        """Listen; port 0 is any that is free. After an exception nothing is left: see `Nic.listen` for which."""
+        first, last = self._nic.endpoint.settings.ports
+        for tried in range(_PORT_TRIES if not port else 1):
+            try:
+                await self._open(hosts, port or random.randint(first, last), options)
+                return
+            except OSError as error:
+                if port or error.errno != errno.EADDRINUSE or tried == _PORT_TRIES - 1:
+                    raise
+
+    async def _open(self, hosts: list[IPAddress], port: int, options: ListenOptions) -> None:
         self.port = port
         try:
             for address in hosts:

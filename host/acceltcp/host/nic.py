@@ -7,6 +7,7 @@ per connection. `engine` drives it.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import ipaddress
 import socket
@@ -19,18 +20,22 @@ from acceltcp.abi.registers import Feature
 from .aio.server import TransportServer
 from .aio.tls import Tls
 from .aio.transport import TcpTransport
+from .checks import check_flag, check_integer, check_is, check_names, check_number, parse_address
 from .connecting import connect_tcp
 from .connection import Connection
 from .device import Device
 from .engine import Engine, engines_of
 from .flow_table import FLOWS_SHOWN, flow_table
-from .listening import IPAddress, ListenOptions, check_range
+from .listening import IPAddress, ListenOptions
 from .server import Handler, Server
 from .tcp import TcpConnection
 from .tcp.flows import Flow
-from .tcp.settings import ConnectionOptions
+from .tcp.settings import SECONDS_MAX, ConnectionOptions
 
 __all__ = ["Nic", "current_nic", "nics_of", "open"]
+
+
+_LISTEN_OPTIONS = frozenset(field.name for field in dataclasses.fields(ListenOptions)) - {"setup", "teardown", "lazy"}
 
 
 class Nic(Engine):
@@ -53,7 +58,7 @@ class Nic(Engine):
         port: int,
         handler: Handler | None = None,
         *,
-        host: str | None = None,
+        host: str | IPAddress | None = None,
         backlog: int = 128,
         max_connections: int = 4096,
         setup: bool | None = None,
@@ -67,23 +72,23 @@ class Nic(Engine):
     ) -> Server:
         """Answer SYNs to `port`, and run `handler(connection)` for each connection.
 
-        host: one of our addresses; None is all of them, "0.0.0.0" or "::" any at all. setup: the NIC answers the SYNs
+        port: 0 is any that is free. host: one of our addresses; None is all of them, "0.0.0.0" or "::" any at all, though a
+        listener on the address itself goes first (unlike with sockets, both may be there). setup: the NIC answers the SYNs
         and checks the handshakes, not the host. teardown: the NIC closes the connections. lazy: build a connection's control block only
         when it is needed. (None, for these: as for the `Nic`.) defer_accept: take a connection only when its
         first data come. mss: what is offered (default: what fits the MTU). window, wscale: the first window, and our window shift.
 
-        Raises `OSError` with EADDRINUSE when there is such a listener, ENOBUFS when the NIC's table is full;
+        Raises `OSError` with EADDRINUSE when there is such a listener, EADDRNOTAVAIL for an address that is not ours, ENOBUFS
+        when the NIC's table is full;
         `DeviceError` for an offload that this build of the NIC has not; `ValueError` for a bad argument.
         """
         options = self._listen_options(
-            setup, teardown, lazy, defer_accept=defer_accept, ecn=ecn, mss=mss, window=window, wscale=wscale
+            "Nic.listen", setup, teardown, lazy, defer_accept=defer_accept, ecn=ecn, mss=mss, window=window, wscale=wscale
         )
-        check_range("port", port, 1, 65535)
-        check_range("backlog", backlog, 1, 1 << 20)
-        check_range("max_connections", max_connections, 1, 1 << 20)
-        hosts: list[IPAddress] = self.addresses.listenable if host is None else [ipaddress.ip_address(host)]
-        if not hosts:
-            raise ValueError("the NIC has no address to listen on")
+        check_integer("port", port, 0, 65535)
+        check_integer("backlog", backlog, 1, 1 << 20)
+        check_integer("max_connections", max_connections, 1, 1 << 20)
+        hosts = self.addresses.listenable if host is None else [self._own(host, unspecified=True)]
         server = Server(self, handler, backlog, max_connections)
         await server.listen(hosts, port, options)
         self.servers.add(server)
@@ -114,10 +119,10 @@ class Nic(Engine):
 
         Raises as `listen`, and `OSError` with EADDRNOTAVAIL for an address that is not ours.
         """
-        chosen = self._listen_options(setup, teardown, lazy, **options)
-        check_range("port", port, 0, 65535)
-        check_range("backlog", backlog, 1, 1 << 30)
-        check_range("max_connections", max_connections, 1, 1 << 20)
+        chosen = self._listen_options("Nic.create_server", setup, teardown, lazy, **options)
+        check_integer("port", port, 0, 65535)
+        check_integer("backlog", backlog, 1, 1 << 30)
+        check_integer("max_connections", max_connections, 1, 1 << 20)
         tls = Tls.wanted(
             ssl, server_side=True, handshake_timeout=ssl_handshake_timeout, shutdown_timeout=ssl_shutdown_timeout
         )
@@ -136,21 +141,30 @@ class Nic(Engine):
             found = list(own)
         else:
             found = []
-            for each in [host] if isinstance(host, (str, ipaddress.IPv4Address, ipaddress.IPv6Address)) else host:
-                address = ipaddress.ip_address(each)
+            for each in _several(host):
+                address = self._own(each, unspecified=True)
                 if address.is_unspecified:
                     found += [known for known in own if known.version == address.version]
-                elif address.packed in self.addresses:
-                    found.append(address)
                 else:
-                    raise OSError(errno.EADDRNOTAVAIL, f"{address} is no address of this NIC")
+                    found.append(address)
         if not found:
             raise OSError(errno.EADDRNOTAVAIL, f"the NIC has no address to listen on for {host!r}")
         return list(dict.fromkeys(found))
 
+    def _own(self, host: object, *, unspecified: bool = False) -> IPAddress:
+        """One of our addresses, or one that is none in particular."""
+        address = parse_address("host", host)
+        if address.packed not in self.addresses and not (unspecified and address.is_unspecified):
+            raise OSError(errno.EADDRNOTAVAIL, f"{address} is no address of this NIC")
+        return address
+
     def _listen_options(
-        self, setup: bool | None, teardown: bool | None, lazy: bool | None, **options: Any
+        self, caller: str, setup: bool | None, teardown: bool | None, lazy: bool | None, **options: Any
     ) -> ListenOptions:
+        check_names(caller, options, _LISTEN_OPTIONS)
+        for name, value in (("setup", setup), ("teardown", teardown), ("lazy", lazy)):
+            if value is not None:
+                check_flag(name, value)
         features = self.device.identity.features
         if setup:
             self.device.require(Feature.SETUP)
@@ -187,11 +201,11 @@ class Nic(Engine):
     ) -> Connection:
         """Open a connection. host: an address or a name, or several addresses of which the first that answers is taken.
 
-        local_addr: from which address of ours (None: as the route says) and port (0: any). timeout: seconds for each
+        local_addr: from which address of ours (None: as the route says) and port (0: any), like ("10.0.0.2", 0). timeout: seconds for each
         attempt (None: as many as TCP tries). teardown: the NIC may close it (None: as for the `Nic`).
 
         Raises `OSError` as sockets do: `ConnectionRefusedError`, `TimeoutError`, EHOSTUNREACH, ENETUNREACH, EADDRINUSE,
-        EADDRNOTAVAIL.
+        EADDRNOTAVAIL; `socket.gaierror` for an unknown name; `ValueError` for a bad argument.
         """
         return Connection(self, await self._open_tcp(host, port, local_addr, timeout, teardown, options))
 
@@ -250,25 +264,42 @@ class Nic(Engine):
     ) -> TcpConnection:
         if self._error is not None:
             raise self._error
-        check_range("port", port, 1, 65535)
-        local_host, local_port = local_addr or (None, 0)
-        local = ipaddress.ip_address(local_host) if local_host else None
-        if local is not None and local.is_unspecified:
-            local = None
+        check_integer("port", port, 1, 65535)
+        if timeout is not None:
+            check_number("timeout", timeout, 0, SECONDS_MAX)
+        if teardown is not None:
+            check_flag("teardown", teardown)
+        if options is not None:
+            check_is("options", options, ConnectionOptions)
+        local, local_port = self._local(local_addr)
         return await connect_tcp(
             self, await self._targets(host, port), port, local=local, local_port=local_port, options=options,
             teardown=self._teardown if teardown is None else teardown, timeout=timeout,
         )  # fmt: skip
 
+    def _local(self, local_addr: object) -> tuple[IPAddress | None, int]:
+        """Address (None: any of ours) and port (0: any) to connect from."""
+        if local_addr is None:
+            return None, 0
+        if not isinstance(local_addr, (tuple, list)) or len(local_addr) < 2:
+            raise ValueError(f"local_addr must be an address or None and a port, like ('10.0.0.2', 0), not {local_addr!r}")
+        host, port = local_addr[:2]
+        check_integer("the port of local_addr", port, 0, 65535)
+        local = parse_address("the address of local_addr", host) if host else None
+        return None if local is None or local.is_unspecified else local, port
+
     async def _targets(self, host: str | IPAddress | Sequence[str | IPAddress], port: int) -> list[IPAddress]:
-        if not isinstance(host, str):
-            several = [host] if isinstance(host, (ipaddress.IPv4Address, ipaddress.IPv6Address)) else host
-            return [ipaddress.ip_address(each) for each in several]
-        try:
-            return [ipaddress.ip_address(host)]
-        except ValueError:
+        if isinstance(host, str) and host and not _is_address(host):
             infos = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return list(dict.fromkeys(ipaddress.ip_address(info[4][0]) for info in infos))
+            # Zones of what a name means are the kernel's.
+            found = [ipaddress.ip_address(info[4][0]) for info in infos if "%" not in str(info[4][0])]
+            if not found:
+                raise OSError(errno.EADDRNOTAVAIL, f"{host!r} has no address without a zone")
+            return list(dict.fromkeys(found))
+        targets = [parse_address("host", each) for each in _several(host)]
+        if not targets:
+            raise ValueError(f"host must be a name, an address, or several addresses, not {host!r}")
+        return targets
 
     # -- readings --------------------------------------------------------------------------
 
@@ -282,6 +313,22 @@ class Nic(Engine):
         if self.flows is None or self.endpoint.hand_over is None:
             return {}
         return {**self.endpoint.hand_over.ended_flows(), **self.flows.held}
+
+
+def _several(host: object) -> Sequence[object]:
+    """What was given as one host or several."""
+    if isinstance(host, Sequence) and not isinstance(host, (str, bytes)):
+        return host
+    return [host]
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is an address (with a zone, too) and no name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def nics_of(loop: asyncio.AbstractEventLoop) -> list[Nic]:

@@ -96,7 +96,7 @@ def test_a_sink_that_is_set_later_gets_what_follows_what_was_kept():
 def test_memory_limit_for_all():
     """Near it no window opens further: what was promised is still taken, and nothing beyond."""
     limit = 1 << 19
-    bench = Bench(memory_limit=limit)
+    bench = Bench(memory_limit=limit, receive_buffer=limit)
     bench.listen()
     peers = [Talk(bench, 5000 + number) for number in range(30)]
     for peer in peers:

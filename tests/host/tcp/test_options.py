@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
+
 import pytest
 
-from acceltcp.host.tcp import ConnectionOptions, TcpConnection, TcpSettings
-from acceltcp.host.tcp.block import DEFAULT_OPTIONS
+from acceltcp.host.tcp import ConnectionOptions, State, TcpConnection, TcpSettings
+from acceltcp.host.tcp import block as block_module
+from acceltcp.host.tcp.settings import DEFAULT_OPTIONS, SharedOptions
 
-from .bench import ACK, ECE, SYN, Bench, Out, Talk, active, data, passive, read
+from .bench import ACK, ECE, RST, SYN, Bench, Out, Talk, active, data, passive, read
 
 MSS = 1448
 
@@ -21,8 +25,6 @@ def with_(**names: object) -> ConnectionOptions:
 
 def change(bench: Bench, connection: TcpConnection, **names: object) -> list[Out]:
     """Set options of a connection that lives."""
-    if connection.options is DEFAULT_OPTIONS:
-        connection.options = ConnectionOptions()
     for name, value in names.items():
         setattr(connection.options, name, value)
     connection.changed()
@@ -187,16 +189,62 @@ def test_user_timeout_set_late():
 
 
 def test_options_of_one_are_not_those_of_another():
-    """Connections that have none of their own share the defaults, which nobody changes."""
+    """Connections that have none of their own share the defaults, which nobody can change; whoever asks for them gets his own."""
     bench = Bench()
     _, one, _ = passive(bench, port=4000)
     _, two, _ = passive(bench, port=4001)
-    assert one.options is two.options is DEFAULT_OPTIONS
+    assert one.opts is two.opts is DEFAULT_OPTIONS
     change(bench, one, tos=0x20, ttl=9, maxseg=700, nodelay=True)
     two.write(bytes(1400))
     (out,) = bench.turn()
     assert (out.tos, out.ttl, len(out.payload)) == (0, 64, 1400)
+    assert one.options is one.opts is not DEFAULT_OPTIONS and two.opts is DEFAULT_OPTIONS
     assert (DEFAULT_OPTIONS.tos, DEFAULT_OPTIONS.ttl, DEFAULT_OPTIONS.maxseg, DEFAULT_OPTIONS.nodelay) == (0, 64, 0, False)
+
+
+def test_shared_options_cannot_be_changed():
+    with pytest.raises(AttributeError, match="ttl cannot be set here"):
+        DEFAULT_OPTIONS.ttl = 9
+    own = DEFAULT_OPTIONS.copy()
+    own.ttl = 9
+    assert (own.ttl, DEFAULT_OPTIONS.ttl) == (9, 64) and not isinstance(own, SharedOptions)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("keepidle", -1, "from 0.001 to 32767 seconds"), ("keepidle", 0, "from 0.001"), ("keepintvl", 0, "from 0.001"),
+        ("keepintvl", math.nan, "from 0.001"), ("keepcnt", 0, "from 1 to 127"), ("keepcnt", 2.0, "an integer from 1 to 127"),
+        ("user_timeout", -0.1, "from 0 to 2147483.647 seconds"), ("user_timeout", "3", "a number from 0"),
+        ("linger", -1, "from 0 to 2147483.647 seconds"), ("linger", math.inf, "from 0"), ("ttl", 0, "from 1 to 255"),
+        ("ttl", 999, "from 1 to 255"), ("ttl", None, "an integer from 1 to 255"), ("tos", 999, "from 0 to 255"),
+        ("rcvbuf", -1, "from 4096 to 1073741824"), ("rcvbuf", 1e6, "an integer from"), ("sndbuf", 0, "from 4096"),
+        ("maxseg", 1, "from 88 to 32767"), ("maxseg", False, "an integer from 88"), ("congestion", "bbr", "one of cubic, reno"),
+        ("congestion", None, "one of cubic, reno"), ("nodelay", "no", "True or False"), ("keepalive", 1, "True or False"),
+    ],
+)  # fmt: skip
+def test_options_that_cannot_be(name, value, expected):
+    """The same bounds as Linux has for its socket options (tcp(7), ip(7)); what was there stays."""
+    options = ConnectionOptions()
+    before = getattr(options, name)
+    with pytest.raises(ValueError, match=re.escape(f"{name} must be {expected}") + r".*, not " + re.escape(repr(value))):
+        setattr(options, name, value)
+    assert getattr(options, name) == before
+    connection = passive(Bench())[1]
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        setattr(connection.options, name, value)
+
+
+def test_values_at_the_bounds_and_options_that_do_not_exist():
+    options = with_(
+        keepidle=0.001, keepintvl=32767, keepcnt=127, user_timeout=0, linger=None, ttl=255, tos=255, rcvbuf=0, sndbuf=4096,
+        maxseg=0, congestion="",
+    )  # fmt: skip
+    assert (options.keepidle, options.linger, options.rcvbuf, options.maxseg) == (0.001, None, 0, 0)
+    with pytest.raises(AttributeError, match="hoplimit"):
+        options.hoplimit = 3  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"options must be a ConnectionOptions, not \{'ttl': 3\}"):
+        passive(Bench())[1].options = {"ttl": 3}
 
 
 def test_a_copy_is_another_with_the_same_values():
@@ -217,6 +265,51 @@ def test_a_copy_is_another_with_the_same_values():
 def test_settings_that_cannot_be(name, value):
     with pytest.raises(ValueError, match=f"{name} must be from .* not {value}"):
         TcpSettings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ({"congestion": "bbr"}, "congestion must be one of cubic, reno, not 'bbr'"),
+        ({"linger": -1}, "linger must be from 0 to .* seconds, not -1"),
+        ({"time_wait": -1}, "time_wait must be from 0"), ({"fin_wait_2": -1}, "fin_wait_2 must be from 0"),
+        ({"delayed_ack": -1}, "delayed_ack must be from 0"), ({"delayed_ack": 0.5}, "delayed_ack must be from 0 to 0.499 seconds, not 0.5"),
+        ({"unknown_hold": -1}, "unknown_hold must be from 0"), ({"unknown_limit": -1}, "unknown_limit must be from 1"),
+        ({"challenge_interval": -1}, "challenge_interval must be from 0"),
+        ({"min_rto": 10, "max_rto": 1}, r"max_rto must be at least min_rto \(10\), not 1"),
+        ({"receive_buffer": 1e6}, "receive_buffer must be an integer from 2048 to 1073741824, not 1000000.0"),
+        ({"retries": True}, "retries must be an integer from 0 to 100, not True"), ({"retries": "5"}, "retries must be an integer .* not '5'"),
+        ({"lazy": "no"}, "lazy must be True or False, not 'no'"), ({"max_rto": "a"}, "max_rto must be a number from .* seconds, not 'a'"),
+        ({"memory_limit": 1 << 19}, r"memory_limit must be at least receive_buffer \(1048576\), not 524288"),
+        ({"ports": 5}, "ports must be two ports, like .* not 5"), ({"ports": "ab"}, "ports must be two ports, like .* not 'ab'"),
+        ({"ports": (1, 2.0)}, "ports must be an integer from 1 to 65535, not 2.0"),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense(names, text):
+    with pytest.raises(ValueError, match=text):
+        TcpSettings(**names)
+
+
+def test_a_control_block_that_cannot_be_built_is_none(monkeypatch):
+    """Whatever fails in `build`, the connection is as before: it can be reset, and built later."""
+    bench = Bench()
+    _, connection, _ = passive(bench)
+    assert not connection.built
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    for name in ("Scoreboard", "make", "RttEstimator", "Reassembly", "Prr"):
+        with monkeypatch.context() as patch:
+            patch.setattr(block_module, name, fail)
+            with pytest.raises(MemoryError):
+                connection.build()
+        assert not connection.built and connection.state is State.ESTABLISHED
+    connection.abort()
+    assert connection.closed and bench.out[-1].flags & RST and bench.out[-1].dport == 4000
+    other = passive(bench, port=4001)[1]
+    other.abort()  # lazy, and nothing ever asked for a block
+    assert other.closed and not other.built and bench.out[-1].flags & RST and bench.out[-1].dport == 4001
 
 
 @pytest.mark.parametrize("ports", [(0, 10), (10, 9), (1, 65536)])

@@ -36,6 +36,11 @@ def _numeric(host: object) -> IPAddress | None:
         return None
 
 
+def _zone(address: IPAddress) -> bool:
+    """Whether an address names an interface of the kernel."""
+    return isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None
+
+
 class EventLoop(asyncio.SelectorEventLoop):
     """asyncio's event loop, with the NIC that is open in it.
 
@@ -135,13 +140,13 @@ class EventLoop(asyncio.SelectorEventLoop):
             return [known for info in infos if (known := _numeric(info[4][0])) is not None and known.packed in nic.addresses]
         if address.is_unspecified:
             return [known for known in nic.addresses.listenable if known.version == address.version]
-        return [address] if address.packed in nic.addresses else []
+        return [address] if address.packed in nic.addresses and not _zone(address) else []
 
     # -- connections -----------------------------------------------------------------------
 
     def _route(self, address: IPAddress) -> Nic | None:
         nic = self.nic
-        if nic is None or address.is_loopback or address.is_unspecified or not nic.reaches(address):
+        if nic is None or address.is_loopback or address.is_unspecified or _zone(address) or not nic.reaches(address):
             return None
         return nic
 
@@ -246,6 +251,7 @@ def run(
     """`asyncio.run` with an `EventLoop` in which the NIC is open: what `main` returns.
 
     main: a coroutine, or a function that makes one when it is given the `Nic`. Further options are those of `Nic`.
+    Ctrl-C cancels `main`, closes the NIC, and is raised as `KeyboardInterrupt`, as `asyncio.run` does.
     """
 
     async def inside() -> Result:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
-import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["TransportServer"]
 
 log = logging.getLogger("acceltcp")
-
-_PORT_TRIES = 64
 
 
 class TransportServer(asyncio.AbstractServer):
@@ -118,7 +114,7 @@ class TransportServer(asyncio.AbstractServer):
             raise RuntimeError(f"server {self!r} is closed")
         self._started = True
         try:
-            await self._open()
+            await self._listening.open(self._hosts, self._port, self._options)
         except BaseException:
             self._started = False
             raise
@@ -128,17 +124,6 @@ class TransportServer(asyncio.AbstractServer):
         self._nic.servers.add(self)
         for server in self.beside:
             await server.start_serving()
-
-    async def _open(self) -> None:
-        first, last = self._nic.endpoint.settings.ports
-        for attempt in range(_PORT_TRIES if not self._port else 1):
-            port = self._port or random.randint(first, last)
-            try:
-                await self._listening.open(self._hosts, port, self._options)
-                return
-            except OSError as error:
-                if self._port or error.errno != errno.EADDRINUSE or attempt == _PORT_TRIES - 1:
-                    raise
 
     @property
     def sockets(self) -> tuple[ListeningSocket, ...]:

@@ -5,8 +5,10 @@ It cannot send or receive, and `fileno()` is -1: the kernel knows nothing of the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
+import math
 import socket
 import struct
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ..tcp import State, TcpConnection
 from ..tcp.congestion import CONGESTION_CONTROLS
-from ..tcp.settings import ConnectionOptions
+from ..tcp.settings import OPTION_RANGES, SECONDS_MAX, ConnectionOptions
 
 __all__ = ["ListeningSocket", "NicSocket", "copy_options", "socket_address"]
 
@@ -43,7 +45,7 @@ def socket_address(key: bytes, *, ours: bool) -> tuple[str, int] | tuple[str, in
 
 
 class _Option(NamedTuple):
-    """An option with an integer as its value. low, high: what is taken; `clip`: others become the nearest."""
+    """An option with an integer as its value. low, high: what is taken; `clip`: others that are not negative become the nearest."""
 
     get: Callable[[ConnectionOptions], int]
     set: Callable[[ConnectionOptions, int], None]
@@ -58,41 +60,42 @@ def _flag(name: str) -> _Option:
     )
 
 
-def _number(name: str, low: int, high: int, *, clip: bool = False) -> _Option:
+def _number(name: str, *, clip: bool = False) -> _Option:
+    low, high = map(int, OPTION_RANGES[name])
     return _Option(
         lambda options: int(getattr(options, name)), lambda options, value: setattr(options, name, value), low, high, clip
     )
 
 
-def _seconds(name: str, high: int, scale: int = 1) -> _Option:
+def _seconds(name: str, scale: int = 1) -> _Option:
     """A time that the option has in units of 1/scale seconds."""
+    low, high = OPTION_RANGES[name]
     return _Option(
         lambda options: round(getattr(options, name) * scale),
         lambda options, value: setattr(options, name, value / scale),
-        0 if scale > 1 else 1,
-        high,
+        math.ceil(low * scale),
+        round(high * scale),
     )
 
 
 _SOL, _TCP, _IP, _IP6 = socket.SOL_SOCKET, socket.IPPROTO_TCP, socket.IPPROTO_IP, socket.IPPROTO_IPV6
-_BUFFER_MIN, _BUFFER_MAX = 4096, 1 << 30
 
 _OPTIONS: dict[tuple[int, int], _Option] = {
     (_SOL, socket.SO_KEEPALIVE): _flag("keepalive"),
-    (_SOL, socket.SO_SNDBUF): _number("sndbuf", _BUFFER_MIN, _BUFFER_MAX, clip=True),
-    (_SOL, socket.SO_RCVBUF): _number("rcvbuf", _BUFFER_MIN, _BUFFER_MAX, clip=True),
+    (_SOL, socket.SO_SNDBUF): _number("sndbuf", clip=True),
+    (_SOL, socket.SO_RCVBUF): _number("rcvbuf", clip=True),
     (_TCP, socket.TCP_NODELAY): _flag("nodelay"),
     (_TCP, socket.TCP_CORK): _flag("cork"),
     (_TCP, socket.TCP_QUICKACK): _flag("quickack"),
-    (_TCP, socket.TCP_KEEPIDLE): _seconds("keepidle", 32767),
-    (_TCP, socket.TCP_KEEPINTVL): _seconds("keepintvl", 32767),
-    (_TCP, socket.TCP_KEEPCNT): _number("keepcnt", 1, 127),
-    (_TCP, socket.TCP_USER_TIMEOUT): _seconds("user_timeout", _INFINITE, 1000),
-    (_TCP, socket.TCP_MAXSEG): _number("maxseg", 88, 32767),
+    (_TCP, socket.TCP_KEEPIDLE): _seconds("keepidle"),
+    (_TCP, socket.TCP_KEEPINTVL): _seconds("keepintvl"),
+    (_TCP, socket.TCP_KEEPCNT): _number("keepcnt"),
+    (_TCP, socket.TCP_USER_TIMEOUT): _seconds("user_timeout", 1000),
+    (_TCP, socket.TCP_MAXSEG): _number("maxseg"),
 }
-_OPTIONS_V4 = {(_IP, socket.IP_TOS): _number("tos", 0, 255), (_IP, socket.IP_TTL): _number("ttl", 1, 255)}
+_OPTIONS_V4 = {(_IP, socket.IP_TOS): _number("tos"), (_IP, socket.IP_TTL): _number("ttl")}
 _OPTIONS_V6 = {
-    (_IP6, socket.IPV6_TCLASS): _number("tos", 0, 255),
+    (_IP6, socket.IPV6_TCLASS): _number("tos"),
     (_IP6, socket.IPV6_UNICAST_HOPS): _Option(
         lambda options: options.ttl,
         lambda options, value: setattr(options, "ttl", _TTL_DEFAULT if value < 0 else value),
@@ -124,6 +127,14 @@ def _names() -> dict[tuple[int, int], str]:
 _NAMES = _names()
 
 
+def _linger(value: bytes | bytearray | memoryview) -> float | None:
+    """struct linger as we have it; to the kernel a negative time is the longest."""
+    on, seconds = _LINGER.unpack(value)
+    if not on:
+        return None
+    return float(seconds) if 0 <= seconds <= SECONDS_MAX else SECONDS_MAX
+
+
 def _no_such_option(level: int, name: int) -> OSError:
     known = _NAMES.get((level, name), f"{name} of level {level}")
     return OSError(errno.ENOPROTOOPT, f"connections of the NIC have no socket option {known}")
@@ -140,14 +151,13 @@ def _as_integer(value: int | bytes | bytearray | memoryview | None) -> int:
 class NicSocket:
     """Looks like the socket of a connection. See the module's docstring."""
 
-    __slots__ = ("_own", "_tcp")
+    __slots__ = ("_tcp",)
 
     type = socket.SOCK_STREAM
     proto = socket.IPPROTO_TCP
 
     def __init__(self, tcp: TcpConnection) -> None:
         self._tcp = tcp
-        self._own = False
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -192,7 +202,7 @@ class NicSocket:
             return raw[:buflen]
         option = self._option(level, optname)
         if option is not None:
-            value = option.get(self._tcp.options)
+            value = option.get(self._tcp.opts)
             if (level, optname) == (_TCP, socket.TCP_MAXSEG):
                 value = self._tcp.mss
             elif (level, optname) == (_SOL, socket.SO_RCVBUF):
@@ -212,7 +222,7 @@ class NicSocket:
 
     def _special(self, level: int, optname: int) -> bytes | None:
         """Options that are no integers."""
-        options = self._tcp.options
+        options = self._tcp.opts
         if (level, optname) == (_SOL, socket.SO_LINGER):
             return _LINGER.pack(options.linger is not None, round(options.linger or 0))
         if (level, optname) == (_TCP, socket.TCP_CONGESTION):
@@ -229,8 +239,7 @@ class NicSocket:
         if (level, optname) == (_SOL, socket.SO_LINGER):
             if not isinstance(value, (bytes, bytearray, memoryview)) or len(value) != _LINGER.size:
                 raise OSError(errno.EINVAL, f"SO_LINGER is two ints of {_INT.size} bytes, not {value!r}")
-            on, seconds = _LINGER.unpack(value)
-            self._mine().linger = float(seconds) if on else None
+            tcp.options.linger = _linger(value)
         elif (level, optname) == (_TCP, socket.TCP_CONGESTION):
             self._set_congestion(value)
         else:
@@ -240,12 +249,15 @@ class NicSocket:
                     return
                 raise _no_such_option(level, optname)
             number = _as_integer(value)
-            if option.clip:
+            if option.clip and number >= 0:
                 number = min(max(number, option.low), option.high)
+            name = _NAMES.get((level, optname), str(optname))
             if not option.low <= number <= option.high:
-                name = _NAMES.get((level, optname), str(optname))
                 raise OSError(errno.EINVAL, f"{name} must be from {option.low} to {option.high}, not {number}")
-            option.set(self._mine(), number)
+            try:
+                option.set(tcp.options, number)
+            except ValueError as error:
+                raise OSError(errno.EINVAL, f"{name}: {error}") from None
         if not tcp.closed:
             tcp.changed()
 
@@ -257,14 +269,7 @@ class NicSocket:
         if name not in CONGESTION_CONTROLS:
             known = ", ".join(sorted(CONGESTION_CONTROLS))
             raise OSError(errno.ENOENT, f"there is no congestion control {name!r}, only {known}")
-        self._mine().congestion = name
-
-    def _mine(self) -> ConnectionOptions:
-        """The connection's options, which were shared with others until now."""
-        if not self._own:
-            self._own = True
-            self._tcp.options = self._tcp.options.copy()
-        return self._tcp.options
+        self._tcp.options.congestion = name
 
     def _info(self) -> bytes:
         """struct tcp_info as far as we know it; what we do not know is zero. Times in microseconds."""
@@ -356,8 +361,9 @@ def copy_options(sock: socket.socket) -> ConnectionOptions:
         for (level, name), option in own.items():
             value = sock.getsockopt(level, name)
             if value != fresh.getsockopt(level, name) and option.low <= value <= option.high:
-                option.set(options, value)
+                with contextlib.suppress(ValueError):  # hop limit 0
+                    option.set(options, value)
         linger = sock.getsockopt(_SOL, socket.SO_LINGER, _LINGER.size)
         if linger != fresh.getsockopt(_SOL, socket.SO_LINGER, _LINGER.size):
-            options.linger = float(_LINGER.unpack(linger)[1])
+            options.linger = _linger(linger)
     return options

@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ..checks import check_integer, check_is
 from ..nic import Nic, current_nic
 from .server import TransportServer
 
 __all__ = ["open_connection", "start_server"]
 
 _LIMIT = 1 << 16
+_LIMIT_MAX = 1 << 40
 
 StreamHandler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 
@@ -29,13 +31,14 @@ async def start_server(
 
     Further options are those of `Nic.create_server`: `ssl`, `backlog`, the offload switches `setup`, `teardown`, `lazy`.
     """
+    check_integer("limit", limit, 1, _LIMIT_MAX)
     loop = asyncio.get_running_loop()
 
     def factory() -> asyncio.StreamReaderProtocol:
         reader = asyncio.StreamReader(limit=limit, loop=loop)
         return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)
 
-    return await (nic or current_nic()).create_server(factory, host, port, **options)
+    return await _chosen(nic).create_server(factory, host, port, **options)
 
 
 async def open_connection(
@@ -45,8 +48,16 @@ async def open_connection(
 
     Further options are those of `Nic.create_connection`: `ssl`, `local_addr`, `timeout`, `teardown`.
     """
+    check_integer("limit", limit, 1, _LIMIT_MAX)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=limit, loop=loop)
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport, _ = await (nic or current_nic()).create_connection(lambda: protocol, host, port, **options)
+    transport, _ = await _chosen(nic).create_connection(lambda: protocol, host, port, **options)
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+
+def _chosen(nic: Nic | None) -> Nic:
+    if nic is None:
+        return current_nic()
+    check_is("nic", nic, Nic)
+    return nic

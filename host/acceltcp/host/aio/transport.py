@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..tcp import TcpConnection
-from ..tcp.settings import DEFAULT_OPTIONS, ConnectionOptions
+from ..tcp.settings import DEFAULT_OPTIONS, ConnectionOptions, SharedOptions
 from .sockets import NicSocket, socket_address
 
 if TYPE_CHECKING:
@@ -36,9 +36,16 @@ _PIECE = 1 << 18
 """Bytes that a protocol gets at once at most, when data had to wait for it."""
 _TOLD = asyncio.constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 """Writes after the end that pass in silence."""
-_OPTIONS = ConnectionOptions()
+
+
+def _transport_options() -> SharedOptions:
+    options = ConnectionOptions()
+    options.nodelay = True
+    return SharedOptions(options)
+
+
+_OPTIONS = _transport_options()
 """Of all transports until somebody sets one: as asyncio has it for sockets."""
-_OPTIONS.nodelay = True
 
 
 class ViewProtocol(asyncio.BaseProtocol):
@@ -106,8 +113,8 @@ class TcpTransport(asyncio.transports._FlowControlMixin, asyncio.Transport):
         self._tcp = tcp
         self._server = server
         self._choose(protocol)
-        if tcp.options is DEFAULT_OPTIONS:
-            tcp.options = _OPTIONS
+        if tcp.opts is DEFAULT_OPTIONS:
+            tcp.opts = _OPTIONS
         tcp.events = self
         nic.connection_opened(self)
 

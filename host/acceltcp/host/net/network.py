@@ -32,13 +32,13 @@ neighbours: lookups are untagged.
 
 from __future__ import annotations
 
-import ipaddress
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
 
 from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, VLAN, EtherType, IPProtocol
 
+from ..checks import check_is, check_texts, parse_address
 from .addresses import Addresses
 from .icmp import (
     ERROR_TYPES_V4,
@@ -94,6 +94,11 @@ class Network:
         settings: NeighbourSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check_texts("routes", routes, "default via 10.0.0.1")
+        if neighbours is not None and not isinstance(neighbours, Mapping):
+            raise ValueError(
+                f"neighbours must be a dict like {{'10.0.0.1': '02:00:00:00:00:01'}}, not {neighbours!r}"
+            )
         self.addresses = addresses
         self.mtu = mtu
         self.port = port
@@ -325,13 +330,11 @@ def _disbelieve(kind: IcmpErrorKind, mtu: int, key: bytes, seq: int) -> bool:
 
 
 def _address(text: str) -> bytes:
-    try:
-        return ipaddress.ip_address(text).packed
-    except ValueError as error:
-        raise ValueError(f"neighbour {text!r}: {error}") from None
+    return parse_address("a neighbour", text).packed
 
 
 def _mac(text: str) -> bytes:
+    check_is("a neighbour's MAC address", text, str)
     parts = text.split(":")
     try:
         mac = struct.pack("6B", *(int(part, 16) for part in parts))

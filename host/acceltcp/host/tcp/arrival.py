@@ -414,7 +414,7 @@ class Arrival(Timers):
             if reassembly:
                 self.endpoint.buffered -= reassembly.size
                 reassembly.clear()
-        elif self._unacked >= 2 * self.mss or (self.options.quickack and fresh) or not self.settings.piggyback:
+        elif self._unacked >= 2 * self.mss or (self.opts.quickack and fresh) or not self.settings.piggyback:
             self.ack_now = True
         if self._unacked and not self.ack_now and self.ack_at is None:
             self.ack_at = now + self.settings.delayed_ack

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from acceltcp.abi.wire import IPV4, IPV6, TCP
 
+from ..checks import check_is
 from .congestion import CongestionControl, Prr, make
 from .receive_buffer import Reassembly, ReceiveBuffer
 from .rtt import RttEstimator
 from .scoreboard import Scoreboard
 from .segment import TS_OPTION, Peer
 from .send_buffer import SendBuffer
-from .settings import DEFAULT_OPTIONS, ConnectionOptions, TcpSettings
+from .settings import DEFAULT_OPTIONS, ConnectionOptions, SharedOptions, TcpSettings
 
 if TYPE_CHECKING:
     from .endpoint import TcpEndpoint
@@ -118,7 +119,7 @@ class ControlBlock:
         "ack_at", "ack_now", "built", "closed", "congestion", "cwnd_limited", "ecn", "endpoint", "error",
         "events", "fin_acked", "fin_queued", "fin_received", "fin_sent", "handing", "heap_at", "irs", "iss",
         "keep_at", "keep_probes", "key", "last_heard", "last_sent", "linger_at", "max_wnd",
-        "mss", "offload", "opening", "options", "peer", "peer_mss", "progress_at", "prr", "rcv_adv",
+        "mss", "offload", "opening", "opts", "peer", "peer_mss", "progress_at", "prr", "rcv_adv",
         "rcv_limit", "rcv_max", "rcv_nxt", "rcv_shift", "reading", "reassembly", "receive_buffer", "recovering",
         "reset_strays", "retransmit_at", "retries", "rtt", "sack", "scoreboard", "send_buffer", "settings",
         "sink", "snd_max", "snd_nxt", "snd_shift", "snd_una", "snd_wnd", "soft_error", "syn_at", "timer",
@@ -146,7 +147,8 @@ class ControlBlock:
     ) -> None:
         self.endpoint: TcpEndpoint = endpoint
         self.settings: TcpSettings = endpoint.settings
-        self.options: ConnectionOptions = options or DEFAULT_OPTIONS
+        self.opts: ConnectionOptions = options or DEFAULT_OPTIONS
+        """What holds; others may have it, too. `options` is what the user gets."""
         self.key = key
         """Peer's address, ours, peer's port, ours."""
         self.peer = peer
@@ -193,8 +195,8 @@ class ControlBlock:
         room = mtu - (_HEADERS_V6 if self.peer.ipv6 else _HEADERS_V4)
         if self.peer_mss < room:
             room = self.peer_mss
-        if 0 < self.options.maxseg < room:
-            room = self.options.maxseg
+        if 0 < self.opts.maxseg < room:
+            room = self.opts.maxseg
         if self.timestamps:
             room -= _TS_SIZE
         return room if room > 0 else 1
@@ -218,6 +220,18 @@ class ControlBlock:
         raise NotImplementedError
 
     @property
+    def options(self) -> ConnectionOptions:
+        """The connection's own options. Who sets one calls `changed` then; a value that cannot be raises `ValueError`."""
+        if isinstance(self.opts, SharedOptions):
+            self.opts = self.opts.copy()
+        return self.opts
+
+    @options.setter
+    def options(self, options: ConnectionOptions) -> None:
+        check_is("options", options, ConnectionOptions)
+        self.opts = options
+
+    @property
     def retransmissions(self) -> int:
         """Segments sent again."""
         return self.scoreboard.retransmissions if self.built else 0
@@ -233,11 +247,10 @@ class ControlBlock:
         return min(self.settings.initial_segments * self.mss, max(2 * self.mss, 14600))
 
     def build(self) -> None:
-        """Make the control block."""
+        """Make the control block. `built` comes last: after an exception the connection is as before, and can be reset."""
         if self.built:
             return
-        self.built = True
-        settings, options, now = self.settings, self.options, self.endpoint.now
+        settings, options, now = self.settings, self.opts, self.endpoint.now
         # Send side. `send_buffer` starts at snd_una.
         if self.send_buffer is None:
             self.send_buffer = SendBuffer(self.iss + 1 if self.opening else self.snd_una)
@@ -295,3 +308,4 @@ class ControlBlock:
         self.keep_at: float | None = now + options.keepidle if options.keepalive else None
         self._challenged_at = -NEVER
         self.endpoint.stats["built"] += 1
+        self.built = True

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-__all__ = ["CONGESTION_CONTROLS", "CongestionControl", "Cubic", "Prr", "Reno", "make"]
+__all__ = ["CONGESTION_CONTROLS", "CongestionControl", "Cubic", "Prr", "Reno", "check_congestion", "make"]
 
 INFINITE = 1 << 30
 """ssthresh before the first loss, and the largest cwnd: the largest window of RFC 7323."""
@@ -324,13 +324,16 @@ class Cubic(CongestionControl):
 CONGESTION_CONTROLS: dict[str, type[CongestionControl]] = {"cubic": Cubic, "reno": Reno}
 
 
+def check_congestion(what: str, name: object) -> None:
+    """Raise `ValueError` naming the known ones unless there is a congestion control of this name."""
+    if not isinstance(name, str) or name not in CONGESTION_CONTROLS:
+        raise ValueError(f"{what} must be one of {', '.join(sorted(CONGESTION_CONTROLS))}, not {name!r}")
+
+
 def make(name: str, mss: int, initial_window: int) -> CongestionControl:
     """A congestion control by its name. Raises `ValueError` naming the known ones."""
-    kind = CONGESTION_CONTROLS.get(name)
-    if kind is None:
-        known = ", ".join(sorted(CONGESTION_CONTROLS))
-        raise ValueError(f"congestion control must be one of {known}, not {name!r}")
-    return kind(mss, initial_window)
+    check_congestion("congestion control", name)
+    return CONGESTION_CONTROLS[name](mss, initial_window)
 
 
 class Prr:

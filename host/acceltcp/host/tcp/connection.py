@@ -57,7 +57,7 @@ class TcpConnection(Arrival):
     @property
     def send_limit(self) -> int:
         """With more bytes unsent or unacknowledged than that, writers should wait."""
-        limit = self.options.sndbuf
+        limit = self.opts.sndbuf
         if self.endpoint.queued > self.settings.send_memory_limit and limit > _SHARE:
             return _SHARE
         return limit
@@ -139,7 +139,7 @@ class TcpConnection(Arrival):
         """Send FIN after what was written; nobody reads any more."""
         if self.closed:
             return
-        if self.opening or self.options.linger == 0.0:
+        if self.opening or self.opts.linger == 0.0:
             self.abort()
             return
         unread = len(self.receive_buffer)
@@ -150,9 +150,9 @@ class TcpConnection(Arrival):
             self.receive_buffer.clear()
         self.fin_queued = True
         self.endpoint.mark(self)  # with FIN queued before, too: now the NIC may have it
-        if self.options.linger:
+        if self.opts.linger:
             self.build()
-            self.linger_at = self.endpoint.now + self.options.linger
+            self.linger_at = self.endpoint.now + self.opts.linger
         if self.built and self.fin_acked and not self.fin_received:
             self._set_wait(self.settings.fin_wait_2)
 
@@ -169,13 +169,13 @@ class TcpConnection(Arrival):
     def changed(self) -> None:
         """`options` have changed."""
         if not self.built:
-            options = self.options
+            options = self.opts
             if not (
                 options.keepalive or options.tos or options.ttl != 64 or options.maxseg or options.quickack or options.rcvbuf
             ):
                 return
             self.build()
-        options = self.options
+        options = self.opts
         if options.keepalive and self.keep_at is None:
             self.keep_at = self.last_heard + options.keepidle
             self.keep_probes = 0
@@ -217,7 +217,7 @@ class TcpConnection(Arrival):
     def start_sending(self) -> None:
         """The handshake is over: `mss` and `sack` are known, data begin at snd_una."""
         self.scoreboard = Scoreboard(self.mss, self.sack, self.snd_una)
-        self.congestion = make(self.options.congestion or self.settings.congestion, self.mss, self.initial_window)
+        self.congestion = make(self.opts.congestion or self.settings.congestion, self.mss, self.initial_window)
         if self.send_buffer is None:
             self.send_buffer = SendBuffer(self.snd_una)
 

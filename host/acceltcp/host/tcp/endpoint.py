@@ -478,7 +478,7 @@ class TcpEndpoint:
             return False
         connection.peer = Peer.route(
             header, local, remote, int.from_bytes(key[-2:], "big"), int.from_bytes(key[-4:-2], "big"), route.port,
-            tos=connection.options.tos, ttl=connection.options.ttl,
+            tos=connection.opts.tos, ttl=connection.opts.ttl,
         )  # fmt: skip
         connection.mss = connection.fitting_mss(self.path_mtu(connection))
         return True

@@ -186,7 +186,7 @@ class Handshakes:
 def syn_options(connection: ControlBlock, tsval: int, mtu: int) -> bytes:
     """Options of the SYN of `connect`, or of the SYN-ACK after a simultaneous open."""
     return SynOptions(
-        mss=min(connection.options.maxseg or 0xFFFF, mtu - headers_size(connection.peer.ipv6), 0xFFFF),
+        mss=min(connection.opts.maxseg or 0xFFFF, mtu - headers_size(connection.peer.ipv6), 0xFFFF),
         wscale=connection.rcv_shift if connection.snd_shift >= 0 else None,
         sack=connection.sack,
         tsval=tsval if connection.timestamps else None,

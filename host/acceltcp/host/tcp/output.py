@@ -217,7 +217,7 @@ class Output(ControlBlock):
                 self.congestion.idle(now, self.rtt.rto)
         budget = self._budget()
         edge = una + self.snd_wnd
-        options = self.options
+        options = self.opts
         sent = False
         while True:
             left = data_end - nxt

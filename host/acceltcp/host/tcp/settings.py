@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from acceltcp.abi.wire import WSCALE_MAX
 
-__all__ = ["ConnectionOptions", "TcpSettings"]
+from ..checks import check_flag, check_integer, check_number
+from .congestion import check_congestion
+
+__all__ = ["DEFAULT_OPTIONS", "OPTION_RANGES", "SECONDS_MAX", "ConnectionOptions", "SharedOptions", "TcpSettings"]
+
+SECONDS_MAX = 0x7FFFFFFF / 1000
+"""Longest time that can be set: the kernel's options have milliseconds in an int."""
+DELAYED_ACK_MAX = 0.499
+"""An acknowledgment must be delayed by less than half a second (RFC 9293 section 3.8.6.3)."""
 
 
 @dataclass(frozen=True)
@@ -69,22 +77,45 @@ class TcpSettings:
     """Let data and FIN carry acknowledgments, and the last data FIN."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("mtu", 576, 65535), ("receive_buffer", 2048, 1 << 30), ("memory_limit", 1 << 16, 1 << 40), ("send_memory_limit", 1 << 16, 1 << 40),
-            ("retries", 0, 100), ("syn_retries", 0, 100), ("synack_retries", 0, 100), ("syn_backlog", 1, 1 << 20),
-            ("initial_segments", 1, 1000), ("window_scale", 0, WSCALE_MAX), ("reassembly_pieces", 1, 1 << 20),
-            ("initial_rto", 0.01, 3600), ("min_rto", 0.001, 3600), ("max_rto", 0.01, 3600),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")
-        first, last = self.ports
-        if not 1 <= first <= last <= 65535:
-            raise ValueError(f"ports must be two ports, the first not above the last, not {self.ports!r}")
+        for name, low, high in _INTEGERS:
+            check_integer(name, getattr(self, name), low, high)
+        for name, shortest, longest in _TIMES:
+            check_number(name, getattr(self, name), shortest, longest)
+        for name in _SWITCHES:
+            check_flag(name, getattr(self, name))
+        check_congestion("congestion", self.congestion)
+        if self.min_rto > self.max_rto:
+            raise ValueError(f"max_rto must be at least min_rto ({self.min_rto!r}), not {self.max_rto!r}")
+        if self.memory_limit < self.receive_buffer:
+            raise ValueError(
+                f"memory_limit must be at least receive_buffer ({self.receive_buffer!r}), not {self.memory_limit!r}"
+            )
+        ports = self.ports
+        if not isinstance(ports, (tuple, list)) or len(ports) != 2:
+            raise ValueError(f"ports must be two ports, like (32768, 60999), not {ports!r}")
+        for port in ports:
+            check_integer("both of the two ports of ports", port, 1, 65535)
+        if ports[0] > ports[1]:
+            raise ValueError(f"ports must be two ports, the first not above the last, not {ports!r}")
+
+
+_INTEGERS = (
+    ("mtu", 576, 65535), ("receive_buffer", 2048, 1 << 30), ("memory_limit", 1 << 16, 1 << 40),
+    ("send_memory_limit", 1 << 16, 1 << 40), ("retries", 0, 100), ("syn_retries", 0, 100), ("synack_retries", 0, 100),
+    ("syn_backlog", 1, 1 << 20), ("initial_segments", 1, 1000), ("window_scale", 0, WSCALE_MAX),
+    ("unknown_limit", 1, 1 << 20), ("reassembly_pieces", 1, 1 << 20),
+)  # fmt: skip
+_TIMES = (
+    ("initial_rto", 0.01, 3600), ("min_rto", 0.001, 3600), ("max_rto", 0.01, 3600), ("delayed_ack", 0, DELAYED_ACK_MAX),
+    ("time_wait", 0, SECONDS_MAX), ("linger", 0, SECONDS_MAX), ("fin_wait_2", 0, SECONDS_MAX), ("unknown_hold", 0, 3600),
+    ("challenge_interval", 0, 3600),
+)  # fmt: skip
+_SWITCHES = ("ecn", "timestamps", "sack", "lazy", "batch", "zero_copy", "direct", "piggyback")
 
 
 class ConnectionOptions:
-    """Of one connection; may change while it lives. Names are those of socket options in lower case.
+    """Of one connection; may change while it lives (then call `TcpConnection.changed`). Names are those of socket options in lower
+    case, and what is taken is what the kernel takes: setting another value raises `ValueError`.
 
     nodelay: send small segments at once (no Nagle). cork: send full segments only. quickack: acknowledge every
     segment at once. keepalive: probe a silent peer after `keepidle` seconds, every `keepintvl`, and give up after
@@ -120,9 +151,47 @@ class ConnectionOptions:
         """Another one with the same values."""
         other = ConnectionOptions()
         for name in ConnectionOptions.__slots__:
-            setattr(other, name, getattr(self, name))
+            object.__setattr__(other, name, getattr(self, name))
         return other
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in OPTION_RANGES:
+            low, high = OPTION_RANGES[name]
+            if name in _OPTION_TIMES:
+                if name != "linger" or value is not None:
+                    check_number(name, value, low, high)
+            elif value != 0 or isinstance(value, bool) or name not in _ZERO_IS_DEFAULT:
+                check_integer(name, value, int(low), int(high))
+        elif name == "congestion":
+            if value != "":
+                check_congestion(name, value)
+        elif name in ConnectionOptions.__slots__:
+            check_flag(name, value)
+        object.__setattr__(self, name, value)
 
-DEFAULT_OPTIONS = ConnectionOptions()
-"""Shared by connections that have none of their own; never changed."""
+
+OPTION_RANGES: dict[str, tuple[float, float]] = {
+    "keepidle": (0.001, 32767), "keepintvl": (0.001, 32767), "keepcnt": (1, 127), "user_timeout": (0, SECONDS_MAX),
+    "linger": (0, SECONDS_MAX), "sndbuf": (4096, 1 << 30), "rcvbuf": (4096, 1 << 30), "tos": (0, 255), "ttl": (1, 255),
+    "maxseg": (88, 32767),
+}  # fmt: skip
+"""Least and largest value of each option that is a number; `setsockopt` takes the same ones."""
+_OPTION_TIMES = frozenset(("keepidle", "keepintvl", "user_timeout", "linger"))
+_ZERO_IS_DEFAULT = frozenset(("rcvbuf", "maxseg"))
+
+
+class SharedOptions(ConnectionOptions):
+    """What many connections have in common until one of them gets its own: a copy that cannot be changed."""
+
+    __slots__ = ()
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        for name in ConnectionOptions.__slots__:
+            object.__setattr__(self, name, getattr(options, name))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} cannot be set here: other connections have these options too; set it in a copy")
+
+
+DEFAULT_OPTIONS = SharedOptions(ConnectionOptions())
+"""Of connections that have none of their own."""

@@ -33,8 +33,8 @@ class Timers(Output):
             for other in (self.wait_at, self.linger_at, self.keep_at, self.syn_at):
                 if other is not None and other < at:
                     at = other
-            if self.options.user_timeout and self.snd_max > self.snd_una:
-                at = min(at, self.progress_at + self.options.user_timeout)
+            if self.opts.user_timeout and self.snd_max > self.snd_una:
+                at = min(at, self.progress_at + self.opts.user_timeout)
         return at if at != NEVER else None
 
     def timers(self) -> None:
@@ -56,7 +56,7 @@ class Timers(Output):
             return
         if self.handing:
             return
-        if self.options.user_timeout and self.snd_max > self.snd_una and now >= self.progress_at + self.options.user_timeout:
+        if self.opts.user_timeout and self.snd_max > self.snd_una and now >= self.progress_at + self.opts.user_timeout:
             self.give_up()
             return
         if self.keep_at is not None and now >= self.keep_at:
@@ -168,7 +168,7 @@ class Timers(Output):
     # -- silence -------------------------------------------------------------------------
 
     def _keep_alive(self, now: float) -> None:
-        options = self.options
+        options = self.opts
         if not options.keepalive or self.fin_sent:
             self.keep_at = None
             return
