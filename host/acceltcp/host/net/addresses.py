@@ -59,7 +59,7 @@ def _interface(text: str | Interface) -> Interface:
     except ValueError:
         raise ValueError(f"an address must be like '10.0.0.2/24' or 'fd00::2/64', not {text!r}") from None
     ip, network = interface.ip, interface.network
-    if isinstance(ip, ipaddress.IPv6Address) and ip.scope_id is not None:
+    if isinstance(interface, ipaddress.IPv6Interface) and interface.scope_id is not None:
         raise ValueError(f"an address must be without a zone, as the NIC has one link only, not {text!r}")
     if ip.is_multicast or ip.is_unspecified or ip == ipaddress.IPv4Address("255.255.255.255"):
         raise ValueError(f"an interface cannot have the address {ip}")
