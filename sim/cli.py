@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import logging
 import random
 import signal
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from acceltcp.host.transport import SIMULATED_QUEUES
 
 from .cache import ROOT, BuildError
 from .device import Shell, ShellError, open_nic
@@ -45,7 +48,7 @@ def seconds(text: str) -> float:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="acceltcp sim", description="Serve a simulated NIC as a PCI device over vfio-user."
+        prog="acceltcp sim", description="Serve a simulated NIC as a PCI device over vfio-user.", allow_abbrev=False
     )
     parser.add_argument("--socket", required=True, metavar="PATH", help="UNIX socket to serve on")
     parser.add_argument("--peer-socket", metavar="PATH", help="serve a second NIC there, cabled to the first")
@@ -53,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     core = parser.add_argument_group("core")
     core.add_argument("--width", type=int, default=64, help="bytes per beat: 8, 32 or 64 (default 64)")
     core.add_argument("--ports", type=int, default=1, help="MAC ports: 1 or 2 (default 1)")
-    core.add_argument("--queues", type=int, default=4, help="host queues, a power of two (default 4)")
+    core.add_argument(
+        "--queues", type=int, default=SIMULATED_QUEUES, help="host queues, a power of two (default %(default)s)"
+    )
     core.add_argument("--tick-us", type=int, default=100, help="microseconds per tick (default 100)")
     core.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other parameter of NicConfig"
@@ -111,6 +116,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", "-v", action="count", default=0, help="tell more; twice: everything")
     return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options. For one that does not exist the nearest are named, or all."""
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(argv)
+    for word in unknown:
+        if not word.startswith("--"):
+            continue
+        name = word.partition("=")[0]
+        known = sorted(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
+        near = difflib.get_close_matches(name, known)
+        parser.error(
+            f"there is no option {name}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}")
+        )
+    if unknown:
+        parser.error(f"options begin with --, unlike {unknown[0]!r}")
+    return options
 
 
 def _config(options: argparse.Namespace) -> NicConfig:
@@ -235,7 +258,7 @@ def _signals(simulator: Simulator) -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
-    options = build_parser().parse_args(argv)
+    options = _parse(argv)
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(options.verbose, 2)]
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     with contextlib.ExitStack() as stack:

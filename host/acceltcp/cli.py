@@ -30,7 +30,7 @@ from acceltcp.apps import tap as tap_setup
 from acceltcp.apps.echo import echo
 from acceltcp.apps.http import HttpServer
 from acceltcp.host import Connection, Device, DeviceError, Nic, format_mac
-from acceltcp.host.control import ControlServer, ask, control_path
+from acceltcp.host.control import ControlServer, ask, check_unused, control_path
 from acceltcp.host.flow_table import flow_table
 from acceltcp.host.transport import split_spec
 from acceltcp.host.workers import Workers
@@ -131,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--mtu", type=int, default=1500, help="default: %(default)s")
         made.add_argument("--defer-accept", action="store_true", help="take connections when their first data come")
         made.add_argument("--ecn", action="store_true", help="grant ECN")
+        made.add_argument("--no-setup", action="store_true", help="answer SYNs in the host, not in the NIC")
         made.add_argument("--no-teardown", action="store_true", help="close connections in the host, not in the NIC")
         made.add_argument("--workers", type=int, default=1, metavar="N", help="serve with so many processes, each with a queue of its own (default: %(default)s: this one alone)")
         made.add_argument("--restart", action="store_true", help="with --workers: put another process in the place of one that has died")
@@ -337,17 +338,26 @@ def _http(options: argparse.Namespace) -> int:
 
 
 def _run_server(options: argparse.Namespace, handler: Callable[[Connection], Any], name: str) -> int:
+    # Before the device is opened: to start a simulator may take minutes.
+    if not 1 <= options.port <= 65535:
+        raise ValueError(f"port must be from 1 to 65535, not {options.port}")
     if options.workers < 1:
         raise ValueError(f"workers must be at least 1, not {options.workers}")
     if options.restart and options.workers == 1:
         raise ValueError("--restart needs --workers")
+    if options.defer_accept and options.no_setup:
+        raise ValueError("--defer-accept needs the NIC to answer SYNs: it does not go with --no-setup")
+    for text in options.tap_address or []:
+        if text != "none":
+            tap_setup.check_address(text)
+    check_unused(options.control or control_path(options.device))
     serve = _serve if options.workers == 1 else _serve_by_workers
     return asyncio.run(serve(options, handler, name))
 
 
 def _nic_options(options: argparse.Namespace) -> dict[str, Any]:
     return dict(
-        mac=options.mac, mtu=options.mtu, poll=options.poll, teardown=not options.no_teardown,
+        mac=options.mac, mtu=options.mtu, poll=options.poll, setup=not options.no_setup, teardown=not options.no_teardown,
         **_network_options(options)
     )
 
@@ -358,9 +368,6 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     addresses = options.address or list(DEFAULT_ADDRESSES)
-    for text in options.tap_address or []:
-        if text != "none":
-            ipaddress.ip_interface(text)
     nic = Nic(options.device, addresses, **_nic_options(options))
     readings: dict[str, Callable[[], Any]] = {
         "stats": nic.stats,

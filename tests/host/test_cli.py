@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -50,14 +51,22 @@ def test_version(capsys):
         (["flows", "--control", "/nonexistent"], "acceltcp: Nobody answers at /nonexistent."),
         (["flows", "--device", "fake:"], "acceltcp: fake: was built without TEARDOWN."),
         (["echo", "--device", "fake:", "--mac", "zz"], "acceltcp: a MAC address has six bytes"),
-        (["echo", "--device", "fake:", "--address", "1.2.3"], "acceltcp: '1.2.3' does not appear to be"),
-        (["echo", "--device", "fake:", "--port", "99999"], "acceltcp: port must be from 1 to 65535, not 99999"),
+        (["echo", "--device", "fake:", "--address", "1.2.3"], "acceltcp: an address must be like '10.0.0.2/24'"),
+        (["echo", "--device", "never:", "--port", "99999"], "acceltcp: port must be from 1 to 65535, not 99999"),
+        (["http", "--device", "never:", "--port", "0"], "acceltcp: port must be from 1 to 65535, not 0"),
+        (["echo", "--device", "never:", "--workers", "64"], "acceltcp: workers must be from 1 to 63, not 64"),
+        (["echo", "--device", "fake:", "--workers", "4"], "acceltcp: 4 workers need 5 queues"),
+        (["echo", "--device", "sim:?queues=4", "--workers", "5"], "acceltcp: 5 workers need 6 queues"),
+        (["echo", "--device", "never:", "--no-setup", "--defer-accept"], "acceltcp: --defer-accept needs the NIC to answer SYNs"),
+        (["echo", "--device", "never:", "--tap-address", "1.2.3.4"], "acceltcp: an address of the TAP device needs a prefix, like 1.2.3.4/24"),
+        (["echo", "--device", "never:", "--tap-address", "fd00::1"], "acceltcp: an address of the TAP device needs a prefix, like fd00::1/64"),
         (["http", "--device", "fake:", "--directory", "/nonexistent"], "acceltcp: No such file or directory: /nonexistent"),
         (["http", "--device", "fake:", "--directory", __file__], f"acceltcp: Not a directory: {__file__}"),
         (["echo", "--device", "fake:", "--tap-address", "1.2.3"], "acceltcp: '1.2.3' does not appear to be"),
     ],
 )
 def test_errors_are_sentences(words, message, capsys, fake):
+    """never: is no kind of device; who opened it would be told so, and not what is wrong."""
     assert cli.main(words) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith(message) and "Traceback" not in captured.err
@@ -148,17 +157,19 @@ def test_flows_that_are_not_shown_are_counted(busy, capsys):
 
 
 @pytest.mark.parametrize("command", ["echo", "http"])
-@pytest.mark.parametrize(("words", "teardown"), [([], True), (["--no-teardown"], False)])
-def test_servers_have_the_nic_close_connections_unless_told_not_to(command, words, teardown, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("words", "offloads"), [([], (True, True)), (["--no-teardown"], (True, False)), (["--no-setup"], (False, True))]
+)
+def test_servers_have_the_nic_open_and_close_connections_unless_told_not_to(command, words, offloads, monkeypatch, capsys):
     asked = []
 
     def nic(device, addresses, **options):
-        asked.append(options["teardown"])
+        asked.append((options["setup"], options["teardown"]))
         raise DeviceError("Enough.")
 
     monkeypatch.setattr(cli, "Nic", nic)
     assert cli.main([command, "--device", "fake:", *words]) == 1
-    assert asked == [teardown] and capsys.readouterr().err == "acceltcp: Enough.\n"
+    assert asked == [offloads] and capsys.readouterr().err == "acceltcp: Enough.\n"
 
 
 def test_looking_at_a_simulator_needs_no_tap():
@@ -236,6 +247,28 @@ def test_server_answers_stats_and_ends_in_order(number, own_path, tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+IMPORTING = """
+import os, signal, sys
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "acceltcp.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Slow())
+from acceltcp.__main__ import main
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_while_the_command_is_loaded():
+    done = subprocess.run([sys.executable, "-c", IMPORTING], env=environment(), capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_command_is_the_module():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert tomllib.load(file)["project"]["scripts"] == {"acceltcp": "acceltcp.__main__:main"}
 
 
 def test_driver_needs_no_rich():

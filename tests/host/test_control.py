@@ -1,6 +1,8 @@
 """The socket by which the user of a device is asked: found by the device's name, and never taken for absent when it is slow."""
 
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -16,6 +18,19 @@ def test_a_simulated_nic_is_known_by_its_tap(monkeypatch, tmp_path):
     assert control_path("sim:?tap=acc0&loss=0.1&seed=7") == control_path("sim:?loss=0.1&tap=acc0") == plain
     others = ("sim:?tap=acc1", "sim:?pcap=x", "sim:?pcap=y", "vfio-user:/tmp/a", "vfio-user:/tmp/b", "vfio-user:/tmp/b?tap=acc0")
     assert len({plain, *map(control_path, others)}) == 1 + len(others)
+
+
+def test_namespaces_have_taps_of_their_own(monkeypatch, tmp_path):
+    """The same name elsewhere is another NIC; what is no TAP is known everywhere."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    specs = ["sim:?tap=acc0", "vfio-user:/tmp/a", "sim:?pcap=x"]
+    code = f"from acceltcp.host.control import control_path\nfor spec in {specs}: print(control_path(spec))"
+    answers = [
+        subprocess.run([*words, sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30).stdout.split()
+        for words in ([], ["unshare", "-Urn"])
+    ]
+    assert answers[0] == [str(control_path(spec)) for spec in specs]
+    assert answers[0][0] != answers[1][0] and answers[0][1:] == answers[1][1:]
 
 
 def test_nobody_is_there(tmp_path):

@@ -23,12 +23,13 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
 from acceltcp.abi.registers import RSS_TABLE_ENTRIES
 from acceltcp.abi.toeplitz import RSS_KEY_PUBLISHED, spread_evenly
-from acceltcp.host import CommandRefusedError, DeviceError, DeviceLostError
+from acceltcp.host import CommandRefusedError, Device, DeviceError, DeviceLostError
 from acceltcp.host import workers as module
 from acceltcp.host.queue import CommandResult
 from acceltcp.host.sharing import Kind, Sharing, pack_answer, unpack_command
 from acceltcp.host.workers import Workers, _is_for_all, _State
 from tests.host.abi.test_toeplitz import by_definition
+from tests.host.fake_device import FakeTransport
 from tests.hw.packet.rss_vectors import VECTORS
 
 LISTEN, UNLISTEN, UPDATE = CommandOpcode.LISTEN, CommandOpcode.UNLISTEN, CommandOpcode.LISTEN_UPDATE
@@ -201,11 +202,47 @@ async def test_a_refusal_leaves_nothing() -> None:
 
 
 def test_arguments() -> None:
-    for count in (0, -1, 1.5):
-        with pytest.raises(ValueError, match=f"workers must be at least 1, not {count}"):
+    for count in (0, -1, 1.5, 64):
+        with pytest.raises(ValueError, match=f"workers must be from 1 to 63, not {count}"):
             Workers(idle, "sim:", ["10.0.0.2/24"], workers=count)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="40 bytes, not 3"):
         Workers(idle, "sim:", ["10.0.0.2/24"], workers=1, key=b"abc")
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "opened"),
+    [
+        ("sim:", 3, "sim:"),
+        ("sim:?tap=acc0", 4, "sim:?tap=acc0&queues=8"),
+        ("sim:?tap=acc0&loss=0.1", 8, "sim:?tap=acc0&loss=0.1&queues=16"),
+        ("sim:?queues=16", 4, "sim:?queues=16"),
+        ("vfio-user:/x", 9, "vfio-user:/x"),
+    ],
+)
+def test_a_simulator_gets_a_queue_for_each_worker_and_one_more(monkeypatch, device: str, count: int, opened: str) -> None:
+    asked: list[str] = []
+
+    def take(spec: str, **_: object) -> None:
+        asked.append(spec)
+        raise DeviceError("Enough.")
+
+    monkeypatch.setattr(Device, "open", take)
+    with pytest.raises(DeviceError, match="Enough"):
+        asyncio.run(Workers(idle, device, ["10.0.0.2/24"], workers=count).start())
+    assert asked == [opened]
+
+
+def test_too_few_queues() -> None:
+    sentence = "4 workers need 5 queues .*, {} has 4\\."
+    with pytest.raises(DeviceError, match=sentence.format("sim:\\?queues=4")):
+        Workers(idle, "sim:?queues=4", ["10.0.0.2/24"], workers=4)
+    transport = FakeTransport()
+    workers = Workers(idle, Device(transport), ["10.0.0.2/24"], workers=4)
+    with pytest.raises(DeviceError, match=sentence.format(transport.description)):
+        asyncio.run(workers.start())
+    assert transport.closed and not workers.pids
+    with pytest.raises(DeviceError, match="1 worker needs 2 queues"):
+        Workers(idle, "sim:?queues=1", ["10.0.0.2/24"], workers=1)
 
 
 @asynchronous

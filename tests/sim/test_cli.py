@@ -76,6 +76,10 @@ def test_second_server_on_a_path_is_refused(tmp_path: Path) -> None:
         (["--replay", "/nonexistent"], "No such file"),
         (["--time-scale", "0"], "time scale must be above 0"),
         (["--delay", "soon"], "a time is like 20ms"),
+        (["--tapp", "acc0"], "error: there is no option --tapp; did you mean --tap"),
+        (["--los", "0.1"], "error: there is no option --los; did you mean --loss"),
+        (["--xyzzy=1"], "error: there is no option --xyzzy; there are --corrupt, --delay, --direction,"),
+        (["acc0"], "options begin with --, unlike 'acc0'"),
     ],
 )
 def test_options_that_cannot_be(tmp_path: Path, arguments: list[str], sentence: str) -> None:

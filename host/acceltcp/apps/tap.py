@@ -13,13 +13,20 @@ from collections.abc import Iterable
 
 from acceltcp.host.transport import split_spec
 
-__all__ = ["configure", "peer_addresses", "tap_commands", "tap_name"]
+__all__ = ["check_address", "configure", "peer_addresses", "tap_commands", "tap_name"]
 
 
 def tap_name(spec: str) -> str | None:
     """The TAP device of a `sim:` specification, if it has one."""
     scheme, _, options = split_spec(spec)
     return options.get("tap") or None if scheme == "sim" else None
+
+
+def check_address(text: str) -> None:
+    """Raise `ValueError` unless this is an address with its prefix, which says what lies behind the TAP device."""
+    interface = ipaddress.ip_interface(text)
+    if "/" not in text:
+        raise ValueError(f"an address of the TAP device needs a prefix, like {interface.ip}/{24 if interface.version == 4 else 64}, not {text}")
 
 
 def peer_addresses(ours: Iterable[str]) -> list[str]:

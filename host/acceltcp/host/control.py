@@ -20,12 +20,12 @@ from typing import Any
 
 from .errors import DeviceError
 
-__all__ = ["ControlServer", "ask", "control_path"]
+__all__ = ["ControlServer", "ask", "check_unused", "control_path"]
 
 
 def control_path(spec: str) -> Path:
     """Where the user of that device answers, unless told otherwise. A simulated NIC is known by its TAP interfaces, whatever
-    else is said about it.
+    else is said about it, and by the network namespace that they are in: ours.
 
     Raises `DeviceError` when the folder for it belongs to somebody else.
     """
@@ -41,7 +41,15 @@ def control_path(spec: str) -> Path:
 def _name(spec: str) -> str:
     kind, _, options = spec.partition("?")
     taps = [option for option in options.split("&") if option.startswith("tap=")]
-    return f"{kind}?{'&'.join(taps)}" if kind == "sim:" and taps else spec
+    if kind != "sim:" or not taps:
+        return spec
+    return f"{kind}?{'&'.join(taps)} {os.stat('/proc/self/ns/net').st_ino}"
+
+
+def check_unused(path: Path) -> None:
+    """Raise `DeviceError` when a program answers there."""
+    if ask(path, "ping") is not None:
+        raise DeviceError(f"Another program uses this device already (it answers at {path}).")
 
 
 class ControlServer:
@@ -53,8 +61,7 @@ class ControlServer:
         self._server: asyncio.AbstractServer | None = None
 
     async def __aenter__(self) -> ControlServer:
-        if ask(self.path, "ping") is not None:
-            raise DeviceError(f"Another program uses this device already (it answers at {self.path}).")
+        check_unused(self.path)
         self.path.unlink(missing_ok=True)
         # Bound under another name first, so that whoever sees the path can connect.
         fresh = self.path.with_name(self.path.name + ".new")

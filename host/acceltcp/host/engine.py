@@ -27,6 +27,7 @@ from .checks import check_flag, check_integer, check_is, check_names, check_numb
 from .device import WATCHDOG_S, Device, format_mac, parse_mac, random_mac
 from .errors import DeviceError
 from .frames import FRAME_MEMORY_BYTES, FramePool
+from .listening import IPAddress
 from .net import Addresses, Network
 from .queue import CommandResult, Queue
 from .rings import RX_PACKING
@@ -44,6 +45,8 @@ log = logging.getLogger("acceltcp")
 _BATCH = 64
 _ABORT_S = 1.0
 """How long the NIC may take to let go of the flows that `close` aborts."""
+_CHALLENGE_S = 0.25
+"""How long a peer that misses data may take to ask whether a reset was meant (RFC 5961 section 3.2)."""
 _LINK_OVERHEAD = 22
 """Ethernet header and VLAN tags around a packet of MTU size."""
 _TCP_I, _TCP_S, _TCP_M = RX_PACKING["tcp"]
@@ -131,6 +134,8 @@ class Engine:
         """What makes us one of several processes on this device, if we are."""
         self.on_frame: Callable[[memoryview, int], None] | None = None
         """Gets every frame that is not TCP, and its port, besides what we do with it."""
+        self.on_open: Callable[[Device], None] | None = None
+        """Gets the device before it is configured; what it raises ends the start."""
         self.flows: Flows | None = None
         """Connections that the NIC closes; None when this build of it cannot."""
         self._table_lock = asyncio.Lock()
@@ -184,6 +189,8 @@ class Engine:
 
     def _configure(self) -> None:
         device = self.device
+        if self.on_open is not None:
+            self.on_open(device)
         frame = self.mtu + _LINK_OVERHEAD
         if self.mtu + 14 > device.identity.max_frame:
             raise DeviceError(
@@ -268,21 +275,30 @@ class Engine:
             self.device.close()
 
     async def _wind_down(self) -> None:
-        for user in list(self._users):
-            if not user.is_closing():
-                user.abort()
+        asked_until = self._abort([user for user in self._users if not user.is_closing()])
         deadline = time.monotonic() + self._linger
         while (self._users or self._open_flows) and time.monotonic() < deadline and self._error is None:
             await asyncio.sleep(0.01)
-        for user in list(self._users):
-            user.abort()
+        asked_until = max(asked_until, self._abort(list(self._users)))
         if self.endpoint.hand_over is not None:
             self.endpoint.hand_over.abort_all()
         self._flush()
         await asyncio.sleep(0)
+        while time.monotonic() < asked_until and self._error is None:
+            await asyncio.sleep(0.01)
         deadline = time.monotonic() + _ABORT_S
         while self._open_flows and time.monotonic() < deadline and self._error is None:
             await asyncio.sleep(0.002)
+
+    @staticmethod
+    def _abort(users: list[NicUser]) -> float:
+        """Reset connections. Until then one of their peers, which lacks what was before the reset, may ask for another; 0: none will."""
+        in_flight = False
+        for user in users:
+            tcp = user.tcp
+            in_flight = in_flight or (not tcp.closed and tcp.snd_una != tcp.snd_max)
+            user.abort()
+        return time.monotonic() + _CHALLENGE_S if in_flight else 0.0
 
     @property
     def _open_flows(self) -> int:
@@ -520,16 +536,20 @@ class Engine:
             "flows": self.flows.stats() if self.flows is not None else dict.fromkeys(FLOW_STATS, 0),
             "network": self.network.stats(),
             "listeners": {
-                f"{address}:{server.port}": {
+                ", ".join(_place(address, server.port) for address in server.addresses): {
                     "accepted": server.accepted,
                     "running": server.connections,
                     "paused": int(server.paused),
                     "pauses": server.pauses,
                 }
                 for server in self.servers
-                for address in server.addresses[:1]
+                if server.addresses
             },
         }
+
+
+def _place(address: IPAddress, port: int) -> str:
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
 async def _open_in_thread(spec: str) -> Device:

@@ -23,6 +23,15 @@ log = logging.getLogger("acceltcp")
 Handler = Callable[[Connection], Awaitable[None]]
 
 
+def _is_of(connection: Connection, error: Exception) -> bool:
+    """Whether an error tells the end of this connection, or of its data."""
+    tcp = connection.tcp
+    if isinstance(error, asyncio.IncompleteReadError):
+        return tcp.fin_received
+    own = tcp.error
+    return (type(error) is type(own) and error.args == own.args) or (tcp.closed and isinstance(error, BrokenPipeError))
+
+
 class Server:
     """A listening port and the connections it brought. Made by `Nic.listen`.
 
@@ -79,8 +88,12 @@ class Server:
     async def _run(self, handler: Handler, connection: Connection) -> None:
         try:
             await handler(connection)
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError) as error:
-            log.debug("%r ended: %s", connection, error)
+        except (OSError, asyncio.IncompleteReadError) as error:
+            # What ends the client's connection is the client's affair; a back end that is down is ours.
+            if _is_of(connection, error):
+                log.debug("%r ended: %r", connection, error)
+            else:
+                log.error("the handler of %r failed: %r", connection, error, exc_info=log.isEnabledFor(logging.DEBUG))
             connection.abort()
         except asyncio.CancelledError:
             connection.abort()

@@ -29,6 +29,9 @@ __all__ = ["SimulatedTransport"]
 
 log = logging.getLogger("acceltcp.sim")
 
+_REASON = "acceltcp sim: "
+"""How the simulator's last sentence begins."""
+
 _BOOT = """
 import os, runpy, signal, sys, threading, time
 def watch():
@@ -78,6 +81,7 @@ class SimulatedTransport(Transport):
         try:
             self._await(path, start_timeout, stop)
             self._inner = VfioUserTransport(path, timeout=30.0, description=description)
+            self._errors.clear()  # what it is plugged into: not why it ends, should it
         except BaseException as error:
             self.close()
             if isinstance(error, DeviceLostError):
@@ -108,8 +112,9 @@ class SimulatedTransport(Transport):
         code = self._process.returncode
         how = f"ended with status {code}" if code is None or code >= 0 else f"was ended by signal {-code}"
         lines = list(self._errors)
-        if code == 2:  # a bad option: what is wrong with it, without the list of all
-            lines = [line for line in lines if ": error: " in line] or lines
+        if code in (1, 2):  # a bad option or a start that failed: why, without the list of all options and what went well before
+            at = next((number for number, line in enumerate(lines) if line.startswith(_REASON)), 0)
+            lines = lines[at:]
         said = "\n  ".join(lines)
         return f"The simulator of {self.description} {how}" + (f"; it said:\n  {said}" if said else ".")
 

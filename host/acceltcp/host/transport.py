@@ -16,7 +16,11 @@ from urllib.parse import parse_qsl
 from .dma import DmaRegion
 from .errors import DeviceError
 
-__all__ = ["SCHEMES", "Transport", "open_transport", "split_spec"]
+__all__ = ["SCHEMES", "SIMULATED_QUEUES", "Transport", "open_transport", "split_spec"]
+
+
+SIMULATED_QUEUES = 4
+"""Queues of a simulated NIC unless its specification has `queues=`."""
 
 
 class Transport(ABC):

@@ -31,9 +31,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
+from urllib.parse import urlencode
 
 from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
-from acceltcp.abi.registers import RSS_KEY_BYTES, Feature, RssType
+from acceltcp.abi.registers import QUEUES_MAX, RSS_KEY_BYTES, Feature, RssType
 from acceltcp.abi.toeplitz import key_words, spread_evenly
 from acceltcp.abi.wire import ARP, ETHERNET, IPV4, IPV6, EtherType, IPProtocol
 
@@ -42,7 +43,7 @@ from .errors import CommandRefusedError, DeviceError, DeviceTimeoutError
 from .nic import Nic
 from .sharing import MESSAGE_BYTES_MAX, Kind, Sharing, pack_answer, unpack_command
 from .tcp import TcpSettings
-from .transport import Transport
+from .transport import SIMULATED_QUEUES, Transport, split_spec
 
 __all__ = ["Main", "Workers", "run"]
 
@@ -81,7 +82,7 @@ def run(
 ) -> int:
     """Run `main(nic)` in so many processes until all have returned, or until SIGTERM or SIGINT ends them in order.
 
-    started: called in this process when every worker is at work. Further arguments are those of `Workers`.
+    started: called in this process when every worker is at work. Further arguments and exceptions are those of `Workers`.
     Returns the exit status for the program: 0, or 1 if a worker has failed.
     """
     return asyncio.run(_run(Workers(main, device, addresses, workers=workers, restart=restart, **options), started))
@@ -167,7 +168,7 @@ class Workers:
 
     main: runs in each worker with its `Nic`; the worker ends when it returns. device, addresses: as for `Nic`.
     restart: put another in the place of a worker that has died (not of one whose `main` has returned); after five deaths
-    in a minute no more. key: of the hash, 40 bytes; random if None. memory: bytes per worker that the
+    in a minute no more. A device needs a queue more than there are workers; `sim:` gets as many, unless `queues=` is given. key: of the hash, 40 bytes; random if None. memory: bytes per worker that the
     device can reach. Further options are those of `Nic`.
 
     Raises `ValueError` for numbers that cannot be, `DeviceError` when the device has too few queues or no RSS, or when a
@@ -186,8 +187,8 @@ class Workers:
         memory: int = MEMORY_BYTES,
         **options: Any,
     ) -> None:
-        if not isinstance(workers, int) or workers < 1:
-            raise ValueError(f"workers must be at least 1, not {workers!r}")
+        if not isinstance(workers, int) or not 1 <= workers < QUEUES_MAX:
+            raise ValueError(f"workers must be from 1 to {QUEUES_MAX - 1}, not {workers!r}")
         self._main = main
         self._count = workers
         self._restart = restart
@@ -196,7 +197,10 @@ class Workers:
         self._memory = memory
         self._addresses = list(addresses)
         self._options = options
+        if isinstance(device, str):
+            device = _with_queues(device, workers)
         self.nic = Nic(device, self._addresses, queue_index=workers, **options)
+        self.nic.on_open = self._check
         """Of this process: neighbours and echo."""
         self._workers: list[_Worker] = []
         self._table: list[int] = []
@@ -231,7 +235,6 @@ class Workers:
         await self.nic.start()
         try:
             device = self.nic.device
-            device.require(Feature.RSS)
             self.nic.on_frame = self._frame
             self._write_key()
             self._write_table(spread_evenly(range(self._count)))
@@ -292,6 +295,11 @@ class Workers:
             await worker.changed.wait()
 
     # -- the device ------------------------------------------------------------------------
+
+    def _check(self, device: Device) -> None:
+        """Raise `DeviceError` unless there is a queue for each worker and one for us, and the NIC can spread connections."""
+        device.require(Feature.RSS)
+        _check_queues(device.transport.description, device.identity.queues, self._count)
 
     def _write_key(self) -> None:
         block = self.nic.device.registers.RSS
@@ -600,6 +608,27 @@ class Workers:
             return await future
         finally:
             del worker.asked[number]
+
+
+def _check_queues(name: str, queues: int, workers: int) -> None:
+    if queues <= workers:
+        need = "1 worker needs" if workers == 1 else f"{workers} workers need"
+        raise DeviceError(f"{need} {workers + 1} queues (one is of the process that has the device), {name} has {queues}.")
+
+
+def _with_queues(spec: str, workers: int) -> str:
+    """The specification of a simulator with the queues that it needs, unless it says how many it has."""
+    scheme, path, options = split_spec(spec)
+    if scheme != "sim":
+        return spec
+    if "queues" in options:
+        if options["queues"].isdecimal():
+            _check_queues(spec, int(options["queues"]), workers)
+        return spec
+    queues = max(1 << workers.bit_length(), SIMULATED_QUEUES)
+    if queues == SIMULATED_QUEUES:
+        return spec
+    return f"sim:{path}?{urlencode({**options, 'queues': str(queues)})}"
 
 
 def _is_for_all(frame: memoryview) -> bool:

@@ -162,7 +162,8 @@ class TcpConnection(Arrival):
             self.endpoint.abort_flow(self._record)
         elif not self.closed:
             if self.opening != Opening.SYN_SENT:
-                self.emit(self.snd_max, RST | ACK)
+                # Within the window: a probe of a closed one was not taken, and a reset behind it would not be either.
+                self.emit(min(self.snd_max, self.snd_una + self.snd_wnd), RST | ACK)
                 self.reset_strays = True
             self.end(ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED)))
 

@@ -186,7 +186,7 @@ class Timers(Output):
 
     def give_up(self) -> None:
         """The peer does not answer."""
-        self.emit(self.snd_max, RST | ACK)
+        self.emit(min(self.snd_max, self.snd_una + self.snd_wnd), RST | ACK)
         self.reset_strays = True
         self.end(self.soft_error or TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
 
