@@ -203,6 +203,7 @@ class Connection:
             raise ValueError(str(error)) from None
 
     def __aiter__(self) -> Connection:
+        """`async for line in connection`: lines, as a `StreamReader` gives them, until the peer has ended its data."""
         return self
 
     async def __anext__(self) -> bytes:
