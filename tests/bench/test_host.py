@@ -18,25 +18,23 @@ from bench.host_load import REQUEST, response_of, transactions
 from bench.host_rig import Plan, copy_counter
 
 SMALL = Plan(
-    opt="test", rounds=1, small=60, large=12, connections=150, setups=60, uploads=10, relays=8, relay_rounds=1, idle=0.05
+    opt="test", rounds=1, small=40, large=8, connections=150, setups=300, uploads=8, relays=4, relay_rounds=1, idle=0.05
 )
 
 
-@pytest.fixture(scope="module")
-def figures():
-    return host.measure(plan=SMALL)
-
-
 @pytest.mark.slow
-def test_every_figure_is_measured(figures):
+def test_a_small_form_of_it():
+    """One test, as the measurement takes half a minute."""
+    figures = host.measure(plan=SMALL)
     assert list(figures) == list(host.GOALS)
-    may_be_zero = ("host.retransmissions", "host.spread", "host.packets_sent", "host.bytes_copied", "host.tcp_cpu_saved")
+    # What is subtracted from a short measurement may be more than it, on a busy machine.
+    may_be_zero = (
+        "host.retransmissions", "host.spread", "host.packets_sent", "host.bytes_copied", "host.tcp_cpu_saved", "host.setups_per_cpu",
+        "host.bytes_per",
+    )  # fmt: skip
     for key, value in figures.items():
         assert value > 0 or key.startswith(may_be_zero), f"{key} is {value}"
 
-
-@pytest.mark.slow
-def test_offloads_spare_the_host_the_packets_of_setup_and_teardown(figures):
     # By RFC 9293: the request alone reaches the host, once; without offloads SYN, ACK, request and FIN at least do, and
     # SYN-ACK, the response with FIN and the last ACK go out. A busy machine makes clients repeat themselves.
     assert 1 <= figures["host.packets_received_all"] < 1.5
@@ -44,9 +42,6 @@ def test_offloads_spare_the_host_the_packets_of_setup_and_teardown(figures):
     assert 4 <= figures["host.packets_received_off"] < 5.5
     assert 3 <= figures["host.packets_sent_off"] < 4.5
 
-
-@pytest.mark.slow
-def test_received_bytes_are_not_copied_unless_it_is_switched_off(figures):
     assert figures["host.bytes_copied_per_byte_received_all"] < 0.2
     assert figures["host.bytes_copied_per_byte_received_no_zero_copy"] >= 1
     assert 0.9 < figures["host.bytes_copied_per_byte_sent_all"] < figures["host.bytes_copied_per_byte_sent_no_direct"]
