@@ -76,6 +76,8 @@ class ListeningPort:
 
     async def open(self, hosts: list[IPAddress], port: int, options: ListenOptions) -> None:
         """Listen; port 0 is any that is free. After an exception nothing is left: see `Nic.listen` for which."""
+        if not port and self._nic.sharing is not None:
+            raise ValueError("port must be from 1 to 65535 in a worker, not 0: each worker would choose another one")
         first, last = self._nic.endpoint.settings.ports
         for tried in range(_PORT_TRIES if not port else 1):
             try:

@@ -72,7 +72,7 @@ class Nic(Engine):
     ) -> Server:
         """Answer SYNs to `port`, and run `handler(connection)` for each connection.
 
-        port: 0 is any that is free. host: one of our addresses; None is all of them, "0.0.0.0" or "::" any at all, though a
+        port: 0 is any that is free (not in a worker). host: one of our addresses; None is all of them, "0.0.0.0" or "::" any at all, though a
         listener on the address itself goes first (unlike with sockets, both may be there). setup: the NIC answers the SYNs
         and checks the handshakes, not the host. teardown: the NIC closes the connections. lazy: build a connection's control block only
         when it is needed. (None, for these: as for the `Nic`.) defer_accept: take a connection only when its

@@ -110,6 +110,22 @@ def test_where_one_can_listen(setup):
     run_pair(test)
 
 
+def test_workers_cannot_have_any_port():
+    """Each would choose its own, and the NIC would spread none of them."""
+
+    async def test(near: Nic, far: Nic) -> None:
+        far.sharing = object()  # type: ignore[assignment]
+        try:
+            with pytest.raises(ValueError, match="in a worker, not 0"):
+                await far.listen(0, echo)
+            with pytest.raises(ValueError, match="in a worker, not 0"):
+                await far.create_server(asyncio.Protocol)
+        finally:
+            far.sharing = None
+
+    run_pair(test)
+
+
 def test_options_are_the_connections_own():
     async def test(near: Nic, far: Nic) -> None:
         await far.listen(7, echo)

@@ -115,7 +115,7 @@ _SWITCHES = ("ecn", "timestamps", "sack", "lazy", "batch", "zero_copy", "direct"
 
 class ConnectionOptions:
     """Of one connection; may change while it lives (then call `TcpConnection.changed`). Names are those of socket options in lower
-    case, and what is taken is what the kernel takes: setting another value raises `ValueError`.
+    case. Setting a value that cannot be raises `ValueError`; the bounds are Linux's, but times may be fractions of a second.
 
     nodelay: send small segments at once (no Nagle). cork: send full segments only. quickack: acknowledge every
     segment at once. keepalive: probe a silent peer after `keepidle` seconds, every `keepintvl`, and give up after
@@ -149,7 +149,7 @@ class ConnectionOptions:
 
     def copy(self) -> ConnectionOptions:
         """Another one with the same values."""
-        other = ConnectionOptions()
+        other = ConnectionOptions.__new__(ConnectionOptions)
         for name in ConnectionOptions.__slots__:
             object.__setattr__(other, name, getattr(self, name))
         return other
@@ -175,7 +175,8 @@ OPTION_RANGES: dict[str, tuple[float, float]] = {
     "linger": (0, SECONDS_MAX), "sndbuf": (4096, 1 << 30), "rcvbuf": (4096, 1 << 30), "tos": (0, 255), "ttl": (1, 255),
     "maxseg": (88, 32767),
 }  # fmt: skip
-"""Least and largest value of each option that is a number; `setsockopt` takes the same ones."""
+"""Least and largest value of each option that is a number: for `setsockopt`, too. Where the kernel has whole seconds we take
+fractions; its least and largest buffers are matters of its configuration, these are ours."""
 _OPTION_TIMES = frozenset(("keepidle", "keepintvl", "user_timeout", "linger"))
 _ZERO_IS_DEFAULT = frozenset(("rcvbuf", "maxseg"))
 
