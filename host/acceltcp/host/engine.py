@@ -249,7 +249,7 @@ class Engine:
         self.endpoint.hand_over = HandOver(self.endpoint, self.flows)
 
     async def close(self) -> None:
-        """Close servers, let connections that are closing finish for a moment, reset the others."""
+        """Close servers, let connections that are closing finish for a moment, and reset the others, whatever they have unsent or unread."""
         if self._closing or not self._opened:
             return
         self._closing = True

@@ -7,7 +7,7 @@
     acceltcp.host.workers.run(main, "sim:?tap=acc0", ["10.0.0.2/24"], workers=4)
 
 The process that calls `run` owns the device. It opens and configures it, forks the workers and has a queue of its own, the
-last one, that answers ARP, neighbour discovery and echo. The NIC spreads TCP over the workers' queues by the
+one after theirs, that answers ARP, neighbour discovery and echo. The NIC spreads TCP over the workers' queues by the
 Toeplitz hash (`acceltcp.abi.toeplitz`), so that all packets of a connection come to one worker. A worker sends and receives
 through its own rings in its own memory, rings its own doorbells over its own channel, and waits for an interrupt of its own: on the packet path it
 shares nothing and locks nothing.
