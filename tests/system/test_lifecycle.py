@@ -90,6 +90,27 @@ def test_server_ends_first() -> None:
         assert got == [b"a" + b"b" * 100_000] * 2
 
 
+@isolated
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_in_mid_transfer(workers: int) -> None:
+    """A client that has data to come is reset and not told that this was all, also if it reads nothing and its window is shut."""
+    words = ["--workers", str(workers)] if workers > 1 else []
+    with folder() as where:
+        with Service("echo", *words, folder=where):
+            socks = [connect(address, 7) for address in NIC.values()]
+            for sock in socks:
+                sock.settimeout(1)
+                with pytest.raises(TimeoutError):
+                    while True:
+                        sock.send(bytes(1 << 16))
+        for sock in socks:
+            sock.settimeout(5)
+            with sock, pytest.raises(ConnectionResetError):
+                while sock.recv(1 << 16):
+                    pass
+                pytest.fail("the server has ended the data in order")
+
+
 def from_port(source: int, address: str) -> socket.socket:
     """A connection from that port as soon as the kernel has no use for it any more (the last
     acknowledgment of the connection before is on its way)."""

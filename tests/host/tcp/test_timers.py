@@ -191,8 +191,10 @@ def test_user_time_out_of_a_closed_window():
     peer.say()
     start = bench.now
     connection.write(b"data")
-    bench.run(100, lambda: bool(user.errors))
+    out = bench.run(100, lambda: bool(user.errors))
     assert isinstance(user.errors[0], TimeoutError) and 5.0 <= bench.now - start < 12
+    # RFC 5961 section 3.2: believed at once only if it is the next byte, which the probe was not for this peer.
+    assert out[-1].flags & RST and out[-1].seq == peer.rcv
 
 
 # -- keep-alive -----------------------------------------------------------------------------
