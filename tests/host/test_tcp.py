@@ -668,3 +668,29 @@ def test_our_timestamps_go_on_from_the_handshake():
     world.run(0.1)
     clock = world.transport.ts_clock()
     assert client.ts_recent <= clock and clock - client.ts_recent < 200
+
+
+def test_a_fault_costs_one_connection_and_is_told(caplog):
+    world = World()
+    (_, broken), (second, whole) = opened(world), opened(world, port=40001)
+
+    class Faulty:
+        def writable(self) -> None:
+            raise RuntimeError("no such thing")
+
+        closed_with: OSError | None = None
+
+        def closed(self, error: OSError | None) -> None:
+            self.closed_with = error
+
+    def copy_into(*arguments: object) -> None:
+        raise RuntimeError("no such thing")
+
+    faulty = broken.events = Faulty()
+    broken.write(b"never sent")
+    broken.send_buffer = type("Broken", (), {"copy_into": copy_into, "end": broken.snd_una + 10, "__len__": lambda self: 10})()
+    whole.write(b"sent")
+    world.run(0.2)
+    assert bytes(second.got) == b"sent" and not whole.closed
+    assert broken.closed and isinstance(faulty.closed_with, ConnectionAbortedError)
+    assert "no such thing" in caplog.text

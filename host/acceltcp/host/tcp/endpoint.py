@@ -10,6 +10,7 @@ until our first byte is acknowledged, which is why the own table is asked first.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import heapq
 import itertools
@@ -22,6 +23,7 @@ from acceltcp.abi.cookie import WSCALE_NONE
 from acceltcp.abi.messages import ChecksumState, Verdict
 from acceltcp.abi.wire import WSCALE_MAX, EtherType
 
+from ..errors import DeviceError
 from ..net.icmp import IcmpErrorKind
 from ..rings import RX_PACKING
 from .block import CLOCK_STALE_S, NEVER, ConnectionEvents, ControlBlock, Opening
@@ -625,10 +627,21 @@ class TcpEndpoint:
             for connection in dirty:
                 if connection.closed:
                     continue
-                connection.output()
-                self._schedule(connection)
+                try:
+                    connection.output()
+                    self._schedule(connection)
+                except DeviceError:
+                    raise
+                except Exception as error:
+                    self._give_up(connection, error)
         if self.hand_over is not None:
             self.hand_over.flush()
+
+    def _give_up(self, connection: ControlBlock, error: Exception) -> None:
+        """A fault of ours, or of a callback: it costs one connection, not all."""
+        log.error("a connection failed: it is given up", exc_info=error)
+        with contextlib.suppress(Exception):
+            connection.end(ConnectionAbortedError(errno.ECONNABORTED, f"internal error: {error}"))
 
     def unblock(self) -> None:
         """The transmit ring has room again."""
@@ -670,8 +683,13 @@ class TcpEndpoint:
             if connection.closed or at != connection.heap_at:
                 continue
             connection.heap_at = NEVER
-            connection.timers()
-            self._schedule(connection)
+            try:
+                connection.timers()
+                self._schedule(connection)
+            except DeviceError:
+                raise
+            except Exception as error:
+                self._give_up(connection, error)
         while self._unknown:
             key, unknown = next(iter(self._unknown.items()))
             if unknown.due > now:
