@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options. For one that does not exist the nearest are named, or all."""
+    """The options. For one that does not exist the nearest is named, or all are."""
     parser = build_parser()
     options, unknown = parser.parse_known_args(argv)
     for word in unknown:
@@ -127,9 +127,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             continue
         name = word.partition("=")[0]
         known = sorted(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
-        near = difflib.get_close_matches(name, known)
+        near = difflib.get_close_matches(name, known, 1)
         parser.error(
-            f"there is no option {name}; " + (f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}")
+            f"there is no option {name}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}")
         )
     if unknown:
         parser.error(f"options begin with --, unlike {unknown[0]!r}")
