@@ -125,9 +125,9 @@ def _run(plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
 
 
 def measure(step: Callable[[str], None] = lambda text: None, *, plan: Plan | None = None) -> dict[str, float]:
-    """All figures, by key. `step` is told what comes next; `plan` says how much is measured."""
+    """All figures, by key; without those of configurations that `plan` leaves out. `step` is told what comes next."""
     results = _run(plan or Plan(), step)["results"]
-    return {key: float(results[key]) for key in GOALS}
+    return {key: float(results[key]) for key in GOALS if key in results}
 
 
 def plot(results: dict[str, float], file: Path) -> list[Path]:

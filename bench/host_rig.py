@@ -49,7 +49,8 @@ _RELAYED = 1 << 16
 class Plan:
     """How much is measured. opt: how the model is compiled. seed: of the order of configurations.
 
-    seconds: rounds begin until then, but at least two (or `rounds` of them, if that is fewer).
+    seconds: rounds begin until then, but at least two (or `rounds` of them, if that is fewer). configs: names of the
+    configurations whose transactions are measured, "off" and "all" among them; none: every one.
     """
 
     opt: str = "bench"
@@ -67,6 +68,12 @@ class Plan:
     """Seconds that the idle host is watched."""
     seconds: float = 200.0
     seed: int = 1
+    configs: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> list[Config]:
+        """The configurations."""
+        return [config for config in CONFIGS if not self.configs or config.name in self.configs]
 
 
 class _Child:
@@ -255,14 +262,14 @@ def _tell(text: str) -> None:
 
 def _rounds(rig: _Rig, plan: Plan) -> tuple[dict[str, dict[int, list[_Cost]]], list[float]]:
     """Costs by configuration and size, one of each per round, and the application's own CPU time."""
-    costs: dict[str, dict[int, list[_Cost]]] = {config.name: {SMALL: [], LARGE: []} for config in CONFIGS}
+    costs: dict[str, dict[int, list[_Cost]]] = {config.name: {SMALL: [], LARGE: []} for config in plan.chosen}
     application: list[float] = []
     order = random.Random(plan.seed)
     started = time.monotonic()
     for number in range(plan.rounds):
         if number >= 2 and time.monotonic() - started > plan.seconds:
             break
-        for config in order.sample(CONFIGS, len(CONFIGS)):
+        for config in order.sample(plan.chosen, len(plan.chosen)):
             _tell(f"round {number + 1} of {plan.rounds}: {config.what}")
             with rig.host(config) as host:
                 idle = _warm(rig, host)
@@ -272,18 +279,19 @@ def _rounds(rig: _Rig, plan: Plan) -> tuple[dict[str, dict[int, list[_Cost]]], l
     return costs, application
 
 
-def _short_figures(costs: dict[str, dict[int, list[_Cost]]], application: float) -> dict[str, float]:
+def _short_figures(plan: Plan, costs: dict[str, dict[int, list[_Cost]]], application: float) -> dict[str, float]:
     results: dict[str, float] = {}
     for size, suffix in ((SMALL, ""), (LARGE, "_16KB")):
-        for config in CONFIGS:
+        for config in plan.chosen:
             values = [cost.cpu * 1e6 for cost in costs[config.name][size]]
             results[f"host.us_per_short_transaction{suffix}_{config.name}"] = statistics.median(values)
             results[f"host.spread{suffix}_{config.name}"] = (max(values) - min(values)) / 2 / statistics.median(values)
         pairs = [(off.cpu, on.cpu) for off, on in zip(costs[OFF.name][size], costs[ALL.name][size], strict=True)]
         ratios = [off / on for off, on in pairs]
         results[f"host.short_ratio{suffix}"] = statistics.median(ratios)
-        plain = [one.cpu / on.cpu for one, on in zip(costs[PLAIN.name][size], costs[ALL.name][size], strict=True)]
-        results[f"host.short_ratio{suffix}_plain"] = statistics.median(plain)
+        if PLAIN in plan.chosen:
+            plain = [one.cpu / on.cpu for one, on in zip(costs[PLAIN.name][size], costs[ALL.name][size], strict=True)]
+            results[f"host.short_ratio{suffix}_plain"] = statistics.median(plain)
         results[f"host.short_ratio{suffix}_lowest"] = min(ratios)
         results[f"host.tcp_cpu_saved{suffix}"] = statistics.median(1 - (on - application) / (off - application) for off, on in pairs)
     results["host.us_application"] = application * 1e6
@@ -384,7 +392,7 @@ def main() -> int:
             rig = _Rig(plan, folder)
             try:
                 costs, application = _rounds(rig, plan)
-                results = _short_figures(costs, statistics.median(application))
+                results = _short_figures(plan, costs, statistics.median(application))
                 results |= _relayed(rig, plan)
                 results |= _memory(rig, plan)
                 results |= _copies(rig, plan)

@@ -377,7 +377,8 @@ def test_expert(seed, tmp_path: FilePath):
         mine = f"eth.src == {':'.join(f'{byte:02x}' for byte in side.mac)}"
         assert len(tshark(capture, mine, "frame.number")) > 100
         for wrong in (
-            "_ws.malformed", "tcp.checksum.status != 1", "ip && ip.checksum.status != 1", "tcp.analysis.ack_lost_segment",
+            # Not what tshark makes of the payload by the number of a port.
+            '_ws.malformed && !(frame.protocols matches ":tcp:(?!data|_ws)")', "tcp.checksum.status != 1", "ip && ip.checksum.status != 1", "tcp.analysis.ack_lost_segment",
             "tcp.analysis.window_full && tcp.analysis.zero_window", "tcp.options.mss_val && !(tcp.flags.syn == 1)",
         ):  # fmt: skip
             found = tshark(capture, f"{mine} && ({wrong})", "frame.number", "tcp.stream", "tcp.seq", "tcp.ack", "tcp.len")

@@ -21,6 +21,9 @@ CHECKS = ("tcp.check_checksum:TRUE", "ip.check_checksum:TRUE", "tcp.relative_seq
 OVERTAKING = "tcp.analysis.lost_segment && tcp.len == 0 && tcp.flags == 0x010"
 """An ACK that passed final frames which were still being read from host memory (docs/teardown.md, "What a received
 segment does"): its SEQ is behind them."""
+MALFORMED = '_ws.malformed && !(frame.protocols matches ":tcp:(?!data|_ws)")'
+"""Headers that tshark cannot read. What it makes of the payload, by the number of a client's port, counts for
+nothing: our payloads are random."""
 CHAT, NOTE, WARN, ERROR = 0x200000, 0x400000, 0x600000, 0x800000
 
 
@@ -43,6 +46,8 @@ def verdicts(capture: Path, display: str = "frame") -> collections.Counter[str]:
         capture, f"eth.src == {MAC} && _ws.expert && ({display})", "_ws.expert.severity", "_ws.expert.message"
     )
     for severities, messages in rows:
+        if messages == "D-SACK Sequence":
+            continue  # we tell the kernel that it has sent something twice (RFC 2883), as it does when the machine is busy
         if any(int(severity, 0) >= WARN for severity in severities.split(",")):
             counted[messages] += 1
     return counted
@@ -91,7 +96,7 @@ def test_expert() -> None:
                     connect(address, 9)
             counters = world.counters()
         assert len(tshark(capture, "frame", "frame.number")) > 500
-        assert tshark(capture, "_ws.malformed", "frame.number", "frame.protocols") == []
+        assert tshark(capture, MALFORMED, "frame.number", "frame.protocols") == []
         assert bad_checksums(capture, counters["rx_drop_l4_checksum"]) == []
         found = verdicts(capture, f"!(tcp.flags.reset == 1) && !({OVERTAKING})")
         assert not found, found

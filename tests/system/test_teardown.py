@@ -26,7 +26,7 @@ import pytest
 from acceltcp.host import Connection, TcpSettings
 
 from .namespace import isolated
-from .test_capture import OVERTAKING, bad_checksums, tshark, verdicts
+from .test_capture import MALFORMED, OVERTAKING, bad_checksums, tshark, verdicts
 from .world import MAC, NIC, NIC4, TAP, Service, World, connect, folder, wait_until
 
 SERVER_PORT = 8000
@@ -145,7 +145,7 @@ def test_who_closes_first() -> None:
             assert outcomes["opened"] + software == len(cases) and software <= len(cases) // 4, (outcomes, software)
             assert outcomes == dict.fromkeys(("opened", "closed"), outcomes["opened"])
             dropped = here.counters()["rx_drop_l4_checksum"]
-        assert tshark(capture, "_ws.malformed", "frame.number") == []
+        assert tshark(capture, MALFORMED, "frame.number") == []
         assert bad_checksums(capture, dropped) == []
         assert not verdicts(capture, f"!({OVERTAKING})")
         # The handshake's end: each side's FIN, and an acknowledgment of it. Some FINs have crossed.
@@ -262,7 +262,7 @@ def test_bad_wire(count: int, seed: int) -> None:
         # A client whose last acknowledgment was lost may be gone when we repeat our FIN: nothing else may go wrong.
         reset = outcomes.get("reset", 0)
         assert outcomes["closed"] + reset == outcomes["opened"] and reset <= count // 50
-        assert tshark(capture, "_ws.malformed", "frame.number") == []
+        assert tshark(capture, MALFORMED, "frame.number") == []
         assert bad_checksums(capture, None) == []
         assert acknowledged_unsent(capture) == []
 

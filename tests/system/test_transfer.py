@@ -10,7 +10,7 @@ import pytest
 from tests.host.kernel_transfer import PORT, KernelServer, OurServer, kernel_opens, served, we_open
 
 from .namespace import isolated
-from .test_capture import bad_checksums, tshark
+from .test_capture import MALFORMED, bad_checksums, tshark
 from .world import KERNEL4, KERNEL6, MAC, NIC4, NIC6, World, folder, together, wait_until
 
 PLAN = [(1, 1), (0, 1), (1, 0), (0, 0), (1448, 1449), (30_000, 70_000), (400_000, 0), (0, 400_000), (200_000, 200_000)]
@@ -81,6 +81,6 @@ def test_both_roles_at_once() -> None:
             world.call(served(ours, count))
             world.call(served(theirs, count))
             assert world.tcp_stats()["failed"] == 0, world.tcp_stats()
-        for wrong in ("_ws.malformed", "tcp.analysis.ack_lost_segment"):
+        for wrong in (MALFORMED, "tcp.analysis.ack_lost_segment"):
             assert tshark(capture, f"eth.src == {MAC} && ({wrong})", "frame.number", "tcp.seq", "tcp.ack") == [], wrong
         assert bad_checksums(capture, None) == []
