@@ -36,15 +36,16 @@ def test_average_window(congestion):
     """At this loss CUBIC is in its Reno-friendly region: both have the average window of RFC 9438 section 4.3, sqrt(3 / (2 p)) segments,
     less what recovery and time-outs cost (a fifth or so: Linux has 0.83 of it on such a wire)."""
     expected = (1.5 / LOSS) ** 0.5 * MSS / RTT
-    rates = [goodput(seed, congestion) for seed in range(5)]
+    rates = [goodput(seed, congestion) for seed in range(3)]
     print([round(rate / 1e3) for rate in rates], round(expected / 1e3))
     assert 0.65 * expected < statistics.median(rates) < 1.1 * expected
     assert max(rates) < 1.5 * expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_beside_the_kernel():
-    """Our transfers to the kernel against the kernel's own: neither starved nor greedy."""
+    """Our transfers to the kernel against the kernel's own: neither starved nor greedy. What `make test` runs of this is
+    the average window in virtual time: here the machine's speed counts too. `python -m tests.host.throughput` compares at length."""
     options = {"loss": LOSS, "rtt": RTT, "seed": 7, "flows": 6, "warm": 2, "seconds": 6}
     theirs = statistics.median(measure("kernel to kernel", **options))
     ours = statistics.median(measure("ours to kernel", **options))
