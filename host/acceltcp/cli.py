@@ -33,7 +33,7 @@ from acceltcp.host import Connection, Device, DeviceError, Nic, format_mac
 from acceltcp.host.control import ControlServer, ask, check_unused, control_path
 from acceltcp.host.flow_table import flow_table
 from acceltcp.host.transport import split_spec
-from acceltcp.host.workers import Workers
+from acceltcp.host.workers import Stop, Workers
 
 __all__ = ["main"]
 
@@ -430,19 +430,7 @@ def _say_serving(options: argparse.Namespace, name: str, addresses: Iterable[Any
 
 
 async def _serve_by_workers(options: argparse.Namespace, handler: Callable[[Connection], Any], name: str) -> int:
-    task = asyncio.current_task()
-    assert task is not None
-    loop = asyncio.get_running_loop()
-    stopped = False
-
-    def stop() -> None:
-        nonlocal stopped
-        if not stopped:
-            stopped = True
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+    stop = Stop()
     addresses = options.address or list(DEFAULT_ADDRESSES)
 
     async def serve(nic: Nic) -> None:
@@ -469,7 +457,7 @@ async def _serve_by_workers(options: argparse.Namespace, handler: Callable[[Conn
             _say_serving(options, name, nic.addresses.listenable, nic.mac)
             await workers.wait()
     except asyncio.CancelledError:
-        if not stopped:
+        if not stop.asked:
             raise
     print("Closed.")
     return int(workers.failed)

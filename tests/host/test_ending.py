@@ -59,7 +59,7 @@ def test_a_client_that_reads_nothing_is_reset_by_close():
         client.window = 0
         client.send(client.nxt, ACK)
         (tcp,) = nic.endpoint.connections.values()
-        await until(lambda: tcp.snd_wnd == 0 and tcp.snd_max > tcp.snd_una)
+        await until(lambda: tcp.snd_wnd == 0 and tcp.snd_nxt > tcp.snd_una)
 
     run(test, linger=0.3)
     assert clients[0].reset and not clients[0].fin_seen
@@ -75,7 +75,7 @@ def test_a_client_that_lacks_data_is_reset_by_close_after_it_has_asked():
         await until(lambda: client.got)
         client.lacking = True
         (tcp,) = nic.endpoint.connections.values()
-        await until(lambda: client.rcv - tcp.snd_max & M32 >= 1 << 31)
+        await until(lambda: client.rcv - tcp.snd_nxt & M32 >= 1 << 31)
 
     run(test, linger=0.3)
     assert clients[0].questions and clients[0].reset and not clients[0].fin_seen

@@ -229,7 +229,7 @@ def test_one_syn_on_a_live_flow_of_the_host_is_challenged(ahead, with_timestamp)
     client.send(client.nxt + ahead, SYN, options=stamped(client) if with_timestamp else b"\x02\x04\x05\xb4")
     world.run(0.1)
     (answer,) = client.seen
-    assert answer.flags == ACK and answer.ack == client.nxt & M32 and answer.seq == connection.snd_max & M32
+    assert answer.flags == ACK and answer.ack == client.nxt & M32 and answer.seq == connection.snd_nxt & M32
     still_works(world, client, connection)
 
 
@@ -266,7 +266,7 @@ def test_acknowledgments_of_data_never_sent():
     client.seen.clear()
     una = connection.snd_una
     for ahead in (1, 1000, 1 << 20, 1 << 30):
-        client.send(client.nxt, ACK | PSH, b"evil", ack=connection.snd_max + ahead)
+        client.send(client.nxt, ACK | PSH, b"evil", ack=connection.snd_nxt + ahead)
     world.run(0.01)
     assert connection.snd_una == una and received(connection) == b""
     assert not [segment for segment in client.seen if segment.payload and segment.seq not in sent]
@@ -324,8 +324,8 @@ def test_optimistic_acknowledgments_of_lost_data_lose_nothing_of_others():
     second.write(STREAM[:500_000])
 
     def lie() -> None:
-        if not client.reset and connection.snd_una < connection.snd_max:
-            client.send(client.nxt, ACK, ack=connection.snd_max)
+        if not client.reset and connection.snd_una < connection.snd_nxt:
+            client.send(client.nxt, ACK, ack=connection.snd_nxt)
         world.at(world.now + 0.004, lie)
 
     lie()
@@ -370,7 +370,7 @@ def test_sack_of_data_never_sent_counts_for_nothing():
     first = client.rcv
     connection.write(STREAM)
     world.run(0.02)
-    top = connection.snd_max
+    top = connection.snd_nxt
     for i in range(20):
         client.send(client.nxt, ACK, ack=first, options=stamped(client, sack((top + 1000 * i, top + 1000 * i + 900))))
     world.run(0.1)
@@ -409,7 +409,7 @@ def test_sack_floods_cost_a_bounded_time():
     client.auto = False
     connection.write(STREAM)
     world.run(0.05)
-    una, top = connection.snd_una, connection.snd_max
+    una, top = connection.snd_una, connection.snd_nxt
     assert top > una
     blocks = [(una + 1448 * (2 * i + 1), una + 1448 * (2 * i + 2)) for i in range(3)]
     counts = []
@@ -480,12 +480,12 @@ def test_window_shrunk_to_nothing_over_data_in_flight():
     connection.write(STREAM[:50_000])
     world.run(0.02)
     world.loss = 0.0
-    top = connection.snd_max
+    top = connection.snd_nxt
     assert top == connection.snd_una + 10 * 1448
     client.window = 0
     client.send(client.nxt, ACK)
     world.run(200)
-    assert not connection.closed and connection.snd_max <= top + 1
+    assert not connection.closed and connection.snd_nxt <= top + 1
     assert 2 < len(client.seen) < 200  # neither silent nor a storm
     client.window = 65535
     client.send(client.nxt, ACK)

@@ -20,6 +20,7 @@ __all__ = [
     "TCP",
     "TCP_OPTION_BYTES_MAX",
     "VLAN",
+    "WINDOW_MAX",
     "WSCALE_MAX",
     "EtherType",
     "IPProtocol",
@@ -180,6 +181,9 @@ MSS_DEFAULT_IPV4 = 536
 
 MSS_DEFAULT_IPV6 = 1220
 """Assumed when a SYN over IPv6 has no MSS option (RFC 9293 section 3.7.1)."""
+
+WINDOW_MAX = 0xFFFF
+"""Largest value of the field `window`, before it is scaled."""
 
 WSCALE_MAX = 14
 """Largest window shift (RFC 7323 section 2.3); larger offers count as this."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .aio.sockets import NicSocket
+from .aio.sockets import NicSocket, socket_address
+from .holder import TcpHolder
 from .tcp import TcpConnection
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 
-class Connection:
+class Connection(TcpHolder):
     """Read and write like `asyncio.StreamReader` and `asyncio.StreamWriter`.
 
     Errors are those of sockets: `ConnectionResetError`, `TimeoutError`, `BrokenPipeError`.
@@ -68,38 +68,14 @@ class Connection:
     # -- addresses -------------------------------------------------------------------------
 
     @property
-    def tcp(self) -> TcpConnection:
-        """The TCP state, for statistics and tests."""
-        return self._tcp
-
-    @property
-    def nic(self) -> Nic:
-        """The NIC that has the connection."""
-        return self._nic
-
-    @property
-    def teardown(self) -> bool:
-        """Whether the NIC may close this connection; at first as its listener or `connect` said. Setting it raises
-        `OSError` (EOPNOTSUPP) when the NIC cannot."""
-        return self._tcp.teardown
-
-    @teardown.setter
-    def teardown(self, on: bool) -> None:
-        self._tcp.teardown = on
-
-    @property
     def peername(self) -> tuple[str, int]:
         """The client's address and port."""
-        key = self._tcp.key
-        size = (len(key) - 4) // 2
-        return str(ipaddress.ip_address(key[:size])), int.from_bytes(key[-4:-2], "big")
+        return socket_address(self._tcp.key, ours=False)[:2]
 
     @property
     def sockname(self) -> tuple[str, int]:
         """Our address and port."""
-        key = self._tcp.key
-        size = (len(key) - 4) // 2
-        return str(ipaddress.ip_address(key[size : 2 * size])), int.from_bytes(key[-2:], "big")
+        return socket_address(self._tcp.key, ours=True)[:2]
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """'peername' or 'sockname', as with asyncio; 'socket' takes socket options by their usual names."""

@@ -296,7 +296,7 @@ class Engine:
         in_flight = False
         for user in users:
             tcp = user.tcp
-            in_flight = in_flight or (not tcp.closed and tcp.snd_una != tcp.snd_max)
+            in_flight = in_flight or (not tcp.closed and tcp.snd_una != tcp.snd_nxt)
             user.abort()
         return time.monotonic() + _CHALLENGE_S if in_flight else 0.0
 
@@ -304,7 +304,8 @@ class Engine:
     def _open_flows(self) -> int:
         return self.flows.open if self.flows is not None else 0
 
-    def _stop_loop(self) -> None:
+    def _let_go(self) -> None:
+        """Nothing wakes us any more."""
         if self._eventfd >= 0:
             self._loop.remove_reader(self._eventfd)
             self._eventfd = -1
@@ -315,6 +316,9 @@ class Engine:
             if handle is not None:
                 handle.cancel()
         self._work_handle = self._flush_handle = self._timer = None
+
+    def _stop_loop(self) -> None:
+        self._let_go()
         if not self._lost.done():
             self._lost.cancel()
 
@@ -323,14 +327,7 @@ class Engine:
         if self._error is not None:
             return
         self._error = error
-        for handle in (self._work_handle, self._flush_handle, self._timer):
-            if handle is not None:
-                handle.cancel()
-        self._work_handle = self._flush_handle = self._timer = None
-        for fd in (self._eventfd, self._watched):
-            if fd is not None and fd >= 0:
-                self._loop.remove_reader(fd)
-        self._eventfd, self._watched = -1, None
+        self._let_go()
         gone = ConnectionAbortedError(errno.ECONNABORTED, "the device went away")
         for user in list(self._users):
             user.tcp.closed = True
@@ -351,6 +348,18 @@ class Engine:
             await asyncio.shield(self._lost)
         finally:
             self._loss_waiters -= 1
+
+    async def wait_for(self, event: asyncio.Event) -> None:
+        """Wait until an event is set. Raises the `DeviceError` that says why when the device goes away before."""
+        happened = asyncio.ensure_future(event.wait())
+        lost = asyncio.ensure_future(self.wait_lost())
+        try:
+            await asyncio.wait((happened, lost), return_when=asyncio.FIRST_COMPLETED)
+            if lost.done():
+                lost.result()
+        finally:
+            happened.cancel()
+            lost.cancel()
 
     @property
     def mac(self) -> str:

@@ -16,6 +16,7 @@ from acceltcp.abi.registers import Feature
 
 from .device import Device
 from .tcp.flows import Flow
+from .tcp.segment import ends_of
 
 __all__ = ["FLOWS_SHOWN", "flow_table"]
 
@@ -77,12 +78,10 @@ def _signed(value: int) -> int:
 
 def _ends(key: bytes) -> tuple[str, str]:
     """The peer's and our end as text."""
-    size = (len(key) - 4) // 2
-    ends = (key[:size], key[-4:-2]), (key[size : 2 * size], key[-2:])
-    peer, local = (
-        f"[{ipaddress.ip_address(address)}]:{int.from_bytes(port, 'big')}"
-        if size == 16
-        else f"{ipaddress.ip_address(address)}:{int.from_bytes(port, 'big')}"
-        for address, port in ends
-    )
-    return peer, local
+    ends = ends_of(key)
+    return _end(ends.remote, ends.remote_port), _end(ends.local, ends.local_port)
+
+
+def _end(packed: bytes, port: int) -> str:
+    address = ipaddress.ip_address(packed)
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

@@ -167,15 +167,7 @@ class Server:
 
     async def serve_forever(self) -> None:
         """Wait until the server is closed or the device is lost (then raises `DeviceError`)."""
-        closed = asyncio.ensure_future(self._closed.wait())
-        lost = asyncio.ensure_future(self._nic.wait_lost())
-        try:
-            await asyncio.wait((closed, lost), return_when=asyncio.FIRST_COMPLETED)
-            if lost.done():
-                lost.result()
-        finally:
-            closed.cancel()
-            lost.cancel()
+        await self._nic.wait_for(self._closed)
 
     async def close(self) -> None:
         """Take no more connections; those that there are go on until their handler ends."""

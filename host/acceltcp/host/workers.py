@@ -45,7 +45,7 @@ from .sharing import MESSAGE_BYTES_MAX, Kind, Sharing, pack_answer, unpack_comma
 from .tcp import TcpSettings
 from .transport import SIMULATED_QUEUES, Transport, split_spec
 
-__all__ = ["Main", "Workers", "run"]
+__all__ = ["Main", "Stop", "Workers", "run"]
 
 log = logging.getLogger("acceltcp")
 
@@ -88,27 +88,33 @@ def run(
     return asyncio.run(_run(Workers(main, device, addresses, workers=workers, restart=restart, **options), started))
 
 
+class Stop:
+    """SIGINT and SIGTERM cancel the task that makes this, once. `asked`: whether they, or `now`, have."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self.asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self.now)
+
+    def now(self) -> None:
+        """As the signals do."""
+        if not self.asked:
+            self.asked = True
+            self._task.cancel()
+
+
 async def _run(workers: Workers, started: Callable[[Workers], None] | None) -> int:
-    loop = asyncio.get_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-    stopping = False
-
-    def stop() -> None:
-        nonlocal stopping
-        if not stopping:
-            stopping = True
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+    stop = Stop()
     try:
         async with workers:
             if started is not None:
                 started(workers)
             await workers.wait()
     except asyncio.CancelledError:
-        if not stopping:
+        if not stop.asked:
             raise
     return int(workers.failed)
 
@@ -247,15 +253,7 @@ class Workers:
 
     async def wait(self) -> None:
         """Wait until all workers have ended. Raises `DeviceError` when the device is lost."""
-        over = asyncio.ensure_future(self._over.wait())
-        lost = asyncio.ensure_future(self.nic.wait_lost())
-        try:
-            await asyncio.wait((over, lost), return_when=asyncio.FIRST_COMPLETED)
-            if lost.done():
-                lost.result()
-        finally:
-            over.cancel()
-            lost.cancel()
+        await self.nic.wait_for(self._over)
 
     async def stop(self) -> None:
         """End the workers in order, by force those that take too long, and close the device."""
@@ -376,23 +374,11 @@ class Workers:
 
     async def _work(self, index: int, shared: Transport, link: socket.socket, masked: set[int | signal.Signals]) -> int:
         """A worker's life."""
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-        stopping = False
-
-        def stop() -> None:
-            nonlocal stopping
-            if not stopping:
-                stopping = True
-                task.cancel()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
+        stop = Stop()
         signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         ports = (self._options.get("tcp") or TcpSettings()).ports
         sharing = Sharing(link, index, self._key, ports)
-        sharing.on_end = stop
+        sharing.on_end = stop.now
         sharing.start()
         options = {**self._options, "mac": self.nic.mac, "announce": False}
         nic = Nic(Device(shared, reset=False), self._addresses, queue_index=index, sharing=sharing, **options)
@@ -401,7 +387,7 @@ class Workers:
                 sharing.ready()
                 await self._main(nic)
         except asyncio.CancelledError:
-            if not stopping:
+            if not stop.asked:
                 raise
         finally:
             sharing.close()

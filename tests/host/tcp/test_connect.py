@@ -538,7 +538,7 @@ def test_a_chosen_port_in_use():
 
 
 def closed_by_us(bench: Bench, **options: object) -> int:
-    """A connection from port 5000 in TIME_WAIT; its snd_max."""
+    """A connection from port 5000 in TIME_WAIT; its snd_nxt."""
     connection, _ = bench.connect(local_port=5000)
     peer = Talk(bench, 7, 0, **options)
     peer.answer(connection)
@@ -546,7 +546,7 @@ def closed_by_us(bench: Bench, **options: object) -> int:
     bench.turn()
     peer.say(ACK | FIN)
     assert connection.state is State.TIME_WAIT
-    return connection.snd_max & M32
+    return connection.snd_nxt & M32
 
 
 @pytest.mark.parametrize("ts", [False, True])

@@ -382,7 +382,7 @@ class Course(RuleBasedStateMachine):
         if not hasattr(self, "connection") or self.connection.closed:
             return
         connection = self.connection
-        assert connection.send_bytes == self.written - min(self.acked, self.written)
+        assert connection.unsent_or_unacked == self.written - min(self.acked, self.written)
         if self.reading:
             assert connection.buffered == self.in_order - self.read_at
         if connection.built:

@@ -104,7 +104,7 @@ def test_congestion(name, default):
             for out in flight[1::2]:
                 peer.say(ack=out.end)
             flight = [out for out in bench.out if out.payload and out.seq >= connection.snd_una & 0xFFFFFFFF]
-        before = connection.snd_max - connection.snd_una
+        before = connection.snd_nxt - connection.snd_una
         bench.run(0.1)
         peer.say(ack=flight[0].seq, blocks=((flight[1].seq, flight[8].end),))
         assert connection.congestion.name == (name if options is not None else default)

@@ -144,7 +144,7 @@ def test_reneging():
     """RFC 2018 section 8: SACKed data may be dropped by the receiver: after a time-out they go again, and are kept until acknowledged."""
     bench, peer, connection, sent = flight(5)
     peer.say(ack=sent[0].seq, blocks=((sent[0].seq, sent[4].end),))
-    assert connection.send_bytes == 5 * MSS
+    assert connection.unsent_or_unacked == 5 * MSS
     # A tail loss probe may come first, then the time-out.
     again = [out.seq for out in data(bench.run(5))]
     assert sent[0].seq in again[:2]
@@ -153,7 +153,7 @@ def test_reneging():
     for _ in range(20):
         bench.run(1)
         peer.say()
-    assert len(peer.got) == 5 * MSS and connection.send_bytes == 0
+    assert len(peer.got) == 5 * MSS and connection.unsent_or_unacked == 0
 
 
 def test_ecn_slows_down_once_per_round_trip():
@@ -230,8 +230,8 @@ def test_every_pattern_of_four_losses(sack, ts):
             blocks = ((segment.seq, segment.end),) if sack and segment.seq != peer.rcv and segment.end != peer.rcv else ()
             peer.say(blocks=blocks)
         for _ in range(40):
-            if connection.send_bytes == 0:
+            if connection.unsent_or_unacked == 0:
                 break
             bench.run(0.1)
             peer.say()
-        assert len(peer.got) == 12 * connection.mss and connection.send_bytes == 0, (lost, sack, ts)
+        assert len(peer.got) == 12 * connection.mss and connection.unsent_or_unacked == 0, (lost, sack, ts)

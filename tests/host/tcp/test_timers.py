@@ -267,7 +267,7 @@ def test_linger_zero_resets():
     bench.turn()
     connection.close()
     reset = bench.out[-1]
-    assert reset.flags & RST and reset.seq == connection.snd_max & M32
+    assert reset.flags & RST and reset.seq == connection.snd_nxt & M32
     assert isinstance(user.errors[0], ConnectionAbortedError) and bench.run(100) == []
 
 
@@ -336,7 +336,7 @@ def test_a_probe_that_repairs_a_loss_reduces_the_window():
     assert probe.seq == sent[9].seq
     connection.write(bytes(MSS))
     bench.turn()
-    peer.say(ack=connection.snd_max)
+    peer.say(ack=connection.snd_nxt)
     assert connection.congestion.cwnd < cwnd
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ..tcp import State, TcpConnection
 from ..tcp.congestion import CONGESTION_CONTROLS
+from ..tcp.segment import ends_of
 from ..tcp.settings import OPTION_RANGES, SECONDS_MAX, ConnectionOptions
 
 __all__ = ["ListeningSocket", "NicSocket", "copy_options", "socket_address"]
@@ -38,10 +39,10 @@ _TTL_DEFAULT = ConnectionOptions().ttl
 
 def socket_address(key: bytes, *, ours: bool) -> tuple[str, int] | tuple[str, int, int, int]:
     """One end of a connection's key (`TcpConnection.key`) as the `socket` module has it."""
-    size = (len(key) - 4) // 2
-    address = str(ipaddress.ip_address(key[size : 2 * size] if ours else key[:size]))
-    port = int.from_bytes(key[-2:] if ours else key[-4:-2], "big")
-    return (address, port) if size == 4 else (address, port, 0, 0)
+    ends = ends_of(key)
+    packed, port = (ends.local, ends.local_port) if ours else (ends.remote, ends.remote_port)
+    address = ipaddress.ip_address(packed)
+    return (str(address), port) if address.version == 4 else (str(address), port, 0, 0)
 
 
 class _Option(NamedTuple):

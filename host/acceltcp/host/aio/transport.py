@@ -19,6 +19,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..holder import TcpHolder
 from ..tcp import TcpConnection
 from ..tcp.settings import DEFAULT_OPTIONS, ConnectionOptions, SharedOptions
 from .sockets import NicSocket, socket_address
@@ -59,7 +60,7 @@ class ViewProtocol(asyncio.BaseProtocol):
         return None
 
 
-class TcpTransport(asyncio.transports._FlowControlMixin, asyncio.Transport):
+class TcpTransport(TcpHolder, asyncio.transports._FlowControlMixin, asyncio.Transport):
     """Made by `Nic.create_server` and `Nic.create_connection`.
 
     server: whose connection it is. `begin` makes it live.
@@ -451,26 +452,6 @@ class TcpTransport(asyncio.transports._FlowControlMixin, asyncio.Transport):
         return tcp
 
     # -- about -----------------------------------------------------------------------------
-
-    @property
-    def tcp(self) -> TcpConnection:
-        """The TCP state, for statistics and tests."""
-        return self._tcp
-
-    @property
-    def teardown(self) -> bool:
-        """Whether the NIC may close this connection; at first as its listener or `connect` said. Setting it raises
-        `OSError` (EOPNOTSUPP) when the NIC cannot."""
-        return self._tcp.teardown
-
-    @teardown.setter
-    def teardown(self, on: bool) -> None:
-        self._tcp.teardown = on
-
-    @property
-    def nic(self) -> Nic:
-        """The NIC that has the connection."""
-        return self._nic
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """'peername', 'sockname' as sockets have them; 'socket' takes socket options by their usual names;

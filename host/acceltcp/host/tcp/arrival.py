@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
-from acceltcp.abi.wire import WSCALE_MAX
+from acceltcp.abi.wire import MSS_DEFAULT_IPV4, MSS_DEFAULT_IPV6, WINDOW_MAX
 
 from .block import CLOCK_STALE_S, NEVER, NOTHING_RECEIVED, RECEIVE_FIRST, Opening, Timer
 from .receive_buffer import ReceiveBuffer
@@ -91,10 +91,10 @@ class Arrival(Timers):
 
         una = self.snd_una
         ack = una + ((segment.ack - una + HALF) & MASK) - HALF
-        if ack > self.snd_max or ack < una - self.max_wnd:
+        if ack > self.snd_nxt or ack < una - self.max_wnd:
             self._answer_stray(False)
             return False
-        if ack > una or segment.sack or self.snd_max > una or segment.window << self.snd_shift != self.snd_wnd:
+        if ack > una or segment.sack or self.snd_nxt > una or segment.window << self.snd_shift != self.snd_wnd:
             self._acknowledged(ack, segment, seq, end > seq, now)
             if self.closed:
                 return True
@@ -182,17 +182,17 @@ class Arrival(Timers):
             return False
         self.irs = segment.seq
         self.rcv_nxt = self.irs + 1
-        self.rcv_adv = self.rcv_nxt + min(self.rcv_limit, 0xFFFF)
+        self.rcv_adv = self.rcv_nxt + min(self.rcv_limit, WINDOW_MAX)
         self.ecn = self.ecn and segment.flags & (ECE | CWR) == (ECE if acknowledged else ECE | CWR) and self.retries == 0
         self.sack = self.sack and options.sack
         self.timestamps = self.timestamps and options.tsval is not None
         if options.wscale is None:
             self.snd_shift = self.rcv_shift = 0
         else:
-            self.snd_shift = min(options.wscale, WSCALE_MAX)
+            self.snd_shift = options.wscale
         self.ts_recent = options.tsval or 0
         self.ts_recent_at = self.endpoint.now
-        self.peer_mss = options.mss if options.mss is not None else (1220 if self.peer.ipv6 else 536)
+        self.peer_mss = options.mss if options.mss is not None else (MSS_DEFAULT_IPV6 if self.peer.ipv6 else MSS_DEFAULT_IPV4)
         self.mss = self.fitting_mss(self.endpoint.path_mtu(self))
         self._last_ack_sent = self.rcv_nxt
         self.snd_wnd = self.max_wnd = segment.window
@@ -207,7 +207,7 @@ class Arrival(Timers):
         self.opening = Opening.DONE
         self.syn_at = None
         self.retries = 0
-        self.snd_una = self.snd_nxt = self.snd_max = self.iss + 1
+        self.snd_una = self.snd_nxt = self.iss + 1
         self._wl2 = self.snd_una
         self.snd_wnd = self.max_wnd = window
         self.start_sending()
@@ -266,7 +266,7 @@ class Arrival(Timers):
                 if self.timer == Timer.PROBE:
                     self.timer, self.retransmit_at = Timer.RTO, None  # no probe beside SACKed data (RFC 8985 section 7.2)
                 self.detect_loss(now)
-        elif not self.sack and not has_data and window == self.snd_wnd and self.snd_max > una and self.timer != Timer.PERSIST and not self.handing:
+        elif not self.sack and not has_data and window == self.snd_wnd and self.snd_nxt > una and self.timer != Timer.PERSIST and not self.handing:
             board.duplicate()
         else:
             board.newly_acked = board.delivered = 0
@@ -293,7 +293,7 @@ class Arrival(Timers):
                     self.retries = 0
                     self.retransmit_at = None
                     self.timer = Timer.RTO
-                    if self.snd_max > self.snd_una:
+                    if self.snd_nxt > self.snd_una:
                         board.time_out()
             if not window:
                 self.retries = 0  # the peer is there, its window closed (RFC 9293 section 3.8.6.1)
@@ -374,7 +374,7 @@ class Arrival(Timers):
             self._fin_at = seq + length
         if not self.reading and self.fin_acked and payload and seq + length > nxt:
             # Everything we had to say was heard, and nobody reads: the data are lost (RFC 1122 4.2.2.13).
-            self.emit(self.snd_max, RST | ACK)
+            self.emit(self.snd_nxt, RST | ACK)
             self.reset_strays = True
             self.end(ConnectionResetError(errno.ECONNRESET, "data came after the connection was closed"))
             return
@@ -467,17 +467,9 @@ class Arrival(Timers):
         """A segment came from another MAC address: replies go there from now on."""
         self.build()
         self._peer_before, self.peer = self.peer, peer
-        self._moved_at = self.snd_max
+        self._moved_at = self.snd_nxt
 
     @property
     def address_in_doubt(self) -> bool:
         """Nothing first sent to the peer's present MAC address has been acknowledged."""
         return self.built and self._peer_before is not None
-
-    def start_sending(self) -> None:
-        """The control block for data: `mss` is known now. See `TcpConnection`."""
-        raise NotImplementedError
-
-    def maybe_closed(self) -> None:
-        """See `TcpConnection`."""
-        raise NotImplementedError

@@ -12,6 +12,7 @@ The class of a connection is made in layers, each a file: `ControlBlock` (here) 
 from __future__ import annotations
 
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -110,7 +111,7 @@ def headers_size(ipv6: bool) -> int:
     return _HEADERS_V6 if ipv6 else _HEADERS_V4
 
 
-class ControlBlock:
+class ControlBlock(ABC):
     """All variables; see the comments. `mss` counts data bytes, options are taken off."""
 
     __slots__ = (
@@ -122,7 +123,7 @@ class ControlBlock:
         "mss", "offload", "opening", "opts", "peer", "peer_mss", "progress_at", "prr", "rcv_adv",
         "rcv_limit", "rcv_max", "rcv_nxt", "rcv_shift", "reading", "reassembly", "receive_buffer", "recovering",
         "reset_strays", "retransmit_at", "retries", "rtt", "sack", "scoreboard", "send_buffer", "settings",
-        "sink", "snd_max", "snd_nxt", "snd_shift", "snd_una", "snd_wnd", "soft_error", "syn_at", "timer",
+        "sink", "snd_nxt", "snd_shift", "snd_una", "snd_wnd", "soft_error", "syn_at", "timer",
         "timestamps", "ts_recent", "ts_recent_at", "wait_at",
     )  # fmt: skip
 
@@ -166,7 +167,7 @@ class ControlBlock:
         self.ts_recent = ts_recent
         self.peer_mss = mss
         self.mss = self.fitting_mss(self.settings.mtu)
-        self.snd_una = self.snd_nxt = self.snd_max = iss + 1
+        self.snd_una = self.snd_nxt = iss + 1
         self.snd_shift = 0 if wscale is None else wscale
         self.snd_wnd = window
         self.send_buffer: SendBuffer | None = None
@@ -201,23 +202,35 @@ class ControlBlock:
             room -= _TS_SIZE
         return room if room > 0 else 1
 
-    # What the layers above add and the endpoint calls.
+    # What the layers above add, and lower ones or the endpoint call.
 
+    @abstractmethod
     def output(self) -> None:
         """Send what may be sent; see `Output`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def deadline(self) -> float | None:
         """See `Timers`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def timers(self) -> None:
         """See `Timers`."""
-        raise NotImplementedError
 
+    @abstractmethod
+    def start_sending(self) -> None:
+        """The handshake is over; see `TcpConnection`."""
+
+    @abstractmethod
+    def maybe_closed(self) -> None:
+        """See `TcpConnection`."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Reset; see `TcpConnection`."""
+
+    @abstractmethod
     def end(self, error: OSError | None) -> None:
         """See `TcpConnection`."""
-        raise NotImplementedError
 
     @property
     def options(self) -> ConnectionOptions:
@@ -237,7 +250,7 @@ class ControlBlock:
         return self.scoreboard.retransmissions if self.built else 0
 
     @property
-    def send_bytes(self) -> int:
+    def unsent_or_unacked(self) -> int:
         """Bytes that the peer has not acknowledged, sent or not."""
         return len(self.send_buffer) if self.send_buffer is not None else 0
 

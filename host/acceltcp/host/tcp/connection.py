@@ -50,11 +50,6 @@ class TcpConnection(Arrival):
         return State.FIN_WAIT_2 if self.fin_acked else State.FIN_WAIT_1
 
     @property
-    def unsent_or_unacked(self) -> int:
-        """Bytes that the peer has not acknowledged."""
-        return self.send_bytes
-
-    @property
     def send_limit(self) -> int:
         """With more bytes unsent or unacknowledged than that, writers should wait."""
         limit = self.opts.sndbuf
@@ -163,7 +158,7 @@ class TcpConnection(Arrival):
         elif not self.closed:
             if self.opening != Opening.SYN_SENT:
                 # Within the window: a probe of a closed one was not taken, and a reset behind it would not be either.
-                self.emit(min(self.snd_max, self.snd_una + self.snd_wnd), RST | ACK)
+                self.emit(min(self.snd_nxt, self.snd_una + self.snd_wnd), RST | ACK)
                 self.reset_strays = True
             self.end(ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED)))
 
@@ -208,7 +203,7 @@ class TcpConnection(Arrival):
             return
         self.mss = self.scoreboard.mss = mss
         self.congestion.resized(mss)
-        if self.snd_max > self.snd_una:
+        if self.snd_nxt > self.snd_una:
             self.recovering = False
             self.scoreboard.cut_anew()
             if self.timer == Timer.PROBE:
@@ -288,7 +283,7 @@ class TcpConnection(Arrival):
         """The connection is over: what nobody has read yet is his who may still read it, not the endpoint's; what nobody has
         acknowledged is gone."""
         self.endpoint.buffered -= len(self.receive_buffer)
-        self.endpoint.queued -= self.send_bytes
+        self.endpoint.queued -= self.unsent_or_unacked
 
     def maybe_closed(self) -> None:
         """After a FIN or its acknowledgment."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from acceltcp.abi.cookie import WSCALE_NONE
 from acceltcp.abi.messages import ChecksumState, Verdict
-from acceltcp.abi.wire import WSCALE_MAX, EtherType
+from acceltcp.abi.wire import WINDOW_MAX, WSCALE_MAX, EtherType
 
 from ..errors import DeviceError
 from ..net.icmp import IcmpErrorKind
@@ -31,7 +31,7 @@ from .connection import TcpConnection
 from .handover import HandOver, Record
 from .handshake import Embryo, Handshakes, Listener, scale_for, syn_options
 from .ports import EphemeralPorts, InitialSequence
-from .segment import ACK, FIN, HALF, MASK, RST, SYN, Closed, Peer, Segment, supersedes
+from .segment import ACK, FIN, HALF, MALFORMED, MASK, RST, SYN, Closed, Peer, Segment, ends_of, supersedes
 from .settings import ConnectionOptions, TcpSettings
 
 if TYPE_CHECKING:
@@ -182,21 +182,18 @@ class TcpEndpoint:
             self._clock_at = self.now
         ipv6 = bool(items[_IPV6_I] >> _IPV6_S & _IPV6_M)
         segment = Segment(view, l3, l4, ipv6)
-        if segment.flags > 0xFF:
+        if segment.flags == MALFORMED:
             stats["malformed"] += 1
             return
         key = segment.key
         new = items[_VERDICT_I] >> _VERDICT_S & _VERDICT_M == Verdict.NEW
         connection = self.connections.get(key)
         if connection is not None:
-            if self._for_connection(connection, key, view, items, segment, new):
-                if not self.settings.batch:
-                    self.flush(self.now)
-                    self.link.flush()
-                return
-        elif self.hand_over is not None and self.hand_over.receive(key, segment, new):
-            return
-        self._for_nobody(key, view, items, segment, new, ipv6)
+            known = self._for_connection(connection, key, view, items, segment, new)
+        else:
+            known = self.hand_over is not None and self.hand_over.receive(key, segment, new)
+        if not known:
+            self._for_nobody(key, view, items, segment, new, ipv6)
         if not self.settings.batch:
             self.flush(self.now)
             self.link.flush()
@@ -320,7 +317,7 @@ class TcpEndpoint:
         """Whether a segment marked NEW is just data of this connection: by chance, its
         acknowledgment looks like a cookie (one in 2^27 or 2^23)."""
         ahead = segment.seq - connection.rcv_nxt & MASK
-        behind = connection.snd_max - segment.ack & MASK
+        behind = connection.snd_nxt - segment.ack & MASK
         window = connection.max_wnd if connection.built else connection.snd_wnd
         limit = connection.rcv_limit if connection.built else connection.settings.receive_buffer
         return ahead <= limit and behind <= window + connection.settings.receive_buffer
@@ -418,12 +415,12 @@ class TcpEndpoint:
         iss = self.new_iss(key)
         old = self.connections.get(key)
         if old is not None:
-            iss = old.snd_max + _ISS_STEP & MASK
+            iss = old.snd_nxt + _ISS_STEP & MASK
             self._forget(key)
         self._ended.pop(key, None)
         connection = TcpConnection(
             self, key, Peer.route(_NOWHERE[len(remote)], source, remote, local_port, port, 0), iss, 0, 0xFFFF, 0,
-            max(settings.window_scale, scale_for(rcvbuf)), min(rcvbuf, 0xFFFF), 0, settings.sack, settings.timestamps, 0,
+            max(settings.window_scale, scale_for(rcvbuf)), min(rcvbuf, WINDOW_MAX), 0, settings.sack, settings.timestamps, 0,
             settings.ecn, offload and self.hand_over is not None, options,
         )  # fmt: skip
         connection.events = events
@@ -466,11 +463,9 @@ class TcpEndpoint:
             return True
         network = self.network
         assert network is not None
-        key = connection.key
-        size = (len(key) - 4) // 2
-        remote, local = key[:size], key[size : 2 * size]
+        ends = ends_of(connection.key)
         try:
-            route = network.route(remote, local)
+            route = network.route(ends.remote, ends.local)
         except OSError as error:
             connection.end(error)
             return False
@@ -479,7 +474,7 @@ class TcpEndpoint:
             self._seeking.setdefault(route.next_hop, set()).add(connection)
             return False
         connection.peer = Peer.route(
-            header, local, remote, int.from_bytes(key[-2:], "big"), int.from_bytes(key[-4:-2], "big"), route.port,
+            header, ends.local, ends.remote, ends.local_port, ends.remote_port, route.port,
             tos=connection.opts.tos, ttl=connection.opts.ttl,
         )  # fmt: skip
         connection.mss = connection.fitting_mss(self.path_mtu(connection))
@@ -500,9 +495,9 @@ class TcpEndpoint:
         check it."""
         if self.network is None:
             return
-        size = (len(connection.key) - 4) // 2
+        ends = ends_of(connection.key)
         try:
-            header = self.network.resolve(self.network.route(connection.key[:size], connection.key[size : 2 * size]))
+            header = self.network.resolve(self.network.route(ends.remote, ends.local))
         except OSError:
             return  # the peer found us by a way that we have no route for
         if header is not None and header != connection.peer.link and len(header) == connection.peer.l3:
@@ -514,9 +509,8 @@ class TcpEndpoint:
 
     def new_iss(self, key: bytes) -> int:
         """RFC 6528."""
-        size = (len(key) - 4) // 2
-        ports = int.from_bytes(key[-2:], "big"), int.from_bytes(key[-4:-2], "big")
-        return self._iss.iss(key[size : 2 * size], key[:size], *ports, self.now)
+        ends = ends_of(key)
+        return self._iss.iss(ends.local, ends.remote, ends.local_port, ends.remote_port, self.now)
 
     # -- what ICMP says ------------------------------------------------------------------
 
@@ -524,8 +518,7 @@ class TcpEndpoint:
         """Largest packet on the way to a connection's peer, as far as we know."""
         if self.network is None:
             return self.settings.mtu
-        size = (len(connection.key) - 4) // 2
-        return min(self.settings.mtu, self.network.path_mtu(connection.key[:size]))
+        return min(self.settings.mtu, self.network.path_mtu(ends_of(connection.key).remote))
 
     def icmp_error(self, kind: IcmpErrorKind, mtu: int, key: bytes, seq: int) -> bool:
         """ICMP says that a segment of ours with that sequence number has not arrived; mtu: what would pass, for TOO_BIG. Whether
@@ -533,7 +526,7 @@ class TcpEndpoint:
         connection = self.connections.get(key)
         if connection is None or not connection.built:
             return False
-        if seq - connection.snd_una & MASK >= max(connection.snd_max - connection.snd_una, 1):
+        if seq - connection.snd_una & MASK >= max(connection.snd_nxt - connection.snd_una, 1):
             return False
         if kind is IcmpErrorKind.TOO_BIG:
             floor = _PATH_MTU_MIN_V6 if len(key) > 12 else _PATH_MTU_MIN

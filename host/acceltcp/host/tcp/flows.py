@@ -28,7 +28,7 @@ from acceltcp.abi.messages import (
     FrameFlag,
     Status,
 )
-from acceltcp.abi.wire import IPV4, IPV6, TCP, WSCALE_MAX, IPProtocol
+from acceltcp.abi.wire import IPV4, IPV6, TCP, WINDOW_MAX, WSCALE_MAX, IPProtocol
 
 from ..dma import align_up
 from ..errors import DeviceError
@@ -231,7 +231,7 @@ class Flows:
             ("sent", sent, 0, len(frames)),
             ("wscale", wscale, 0, WSCALE_MAX),
             ("retries", retries, 1, _RETRIES_MAX),
-            ("window", window, 0, 0xFFFF << WSCALE_MAX),
+            ("window", window, 0, WINDOW_MAX << WSCALE_MAX),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} must be from {low} to {high}, not {value!r}")

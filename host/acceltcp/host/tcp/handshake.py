@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from acceltcp.abi.wire import WSCALE_MAX
+from acceltcp.abi.wire import MSS_DEFAULT_IPV4, MSS_DEFAULT_IPV6, WINDOW_MAX, WSCALE_MAX
 
 from .block import NEVER, ControlBlock, headers_size
 from .segment import ACK, CWR, ECE, HALF, MASK, RST, SYN, Peer, Segment, SynOptions
@@ -21,15 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Embryo", "Handshakes", "Listener", "scale_for", "syn_options"]
 
-_MSS_DEFAULT = 536
-_MSS_DEFAULT_V6 = 1220
-_WINDOW_MAX = 0xFFFF
+_MSS_MAX = 0xFFFF
 
 
 def scale_for(size: int) -> int:
     """The smallest window shift that can tell a window of that many bytes (RFC 7323 section 2)."""
     shift = 0
-    while size >> shift > _WINDOW_MAX and shift < WSCALE_MAX:
+    while size >> shift > WINDOW_MAX and shift < WSCALE_MAX:
         shift += 1
     return shift
 
@@ -69,7 +67,7 @@ class Embryo:
     def __init__(self, listener: Listener, peer: Peer, iss: int, segment: Segment, options: SynOptions) -> None:
         self.listener, self.peer = listener, peer
         self.iss, self.irs = iss, segment.seq
-        self.mss = options.mss if options.mss is not None else (_MSS_DEFAULT_V6 if peer.ipv6 else _MSS_DEFAULT)
+        self.mss = options.mss if options.mss is not None else (MSS_DEFAULT_IPV6 if peer.ipv6 else MSS_DEFAULT_IPV4)
         self.wscale: int | None = options.wscale
         self.timestamps = options.tsval is not None
         self.ts_recent = options.tsval or 0
@@ -147,7 +145,7 @@ class Handshakes:
         if slot is None:
             return
         listener = embryo.listener
-        mss = listener.mss or min(endpoint.settings.mtu - headers_size(peer.ipv6), 0xFFFF)
+        mss = listener.mss or min(endpoint.settings.mtu - headers_size(peer.ipv6), _MSS_MAX)
         options = SynOptions(
             mss=mss,
             wscale=listener.wscale if embryo.wscale is not None else None,
@@ -156,7 +154,7 @@ class Handshakes:
             tsecr=embryo.ts_recent,
         ).build()
         flags = SYN | ACK | (ECE if embryo.ecn and embryo.tries == 0 else 0)
-        length = peer.build(slot, embryo.iss, embryo.irs + 1, flags, min(listener.window, _WINDOW_MAX), options, False, 0)
+        length = peer.build(slot, embryo.iss, embryo.irs + 1, flags, min(listener.window, WINDOW_MAX), options, False, 0)
         link.commit(length, peer.l3, peer.l4, peer.tx_flags, peer.port)
         endpoint.stats["syn_acks"] += 1
 
@@ -186,7 +184,7 @@ class Handshakes:
 def syn_options(connection: ControlBlock, tsval: int, mtu: int) -> bytes:
     """Options of the SYN of `connect`, or of the SYN-ACK after a simultaneous open."""
     return SynOptions(
-        mss=min(connection.opts.maxseg or 0xFFFF, mtu - headers_size(connection.peer.ipv6), 0xFFFF),
+        mss=min(connection.opts.maxseg or _MSS_MAX, mtu - headers_size(connection.peer.ipv6), _MSS_MAX),
         wscale=connection.rcv_shift if connection.snd_shift >= 0 else None,
         sack=connection.sack,
         tsval=tsval if connection.timestamps else None,

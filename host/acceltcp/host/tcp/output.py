@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from acceltcp.abi.wire import TCPOption
+from acceltcp.abi.wire import TCP, TCP_OPTION_BYTES_MAX, WINDOW_MAX, TCPOption
 
 from .block import NOTHING_RECEIVED, RECEIVE_FIRST, ControlBlock, Opening, Timer
 from .scoreboard import Sent
@@ -16,8 +16,6 @@ from .segment import ACK, CWR, ECE, FIN, MASK, PSH, SYN, TS_OPTION, TS_PREFIX
 
 __all__ = ["Output"]
 
-_WINDOW_MAX = 0xFFFF
-_OPTIONS_MAX = 40
 _BLOCK = struct.Struct("!II")
 _pack_timestamps = TS_OPTION.pack
 
@@ -36,8 +34,8 @@ class Output(ControlBlock):
         if not self.built and self.receive_buffer is NOTHING_RECEIVED:
             # Of what was received nothing is kept.
             window = RECEIVE_FIRST >> shift
-            if window > _WINDOW_MAX:
-                window = _WINDOW_MAX
+            if window > WINDOW_MAX:
+                window = WINDOW_MAX
             if self.rcv_nxt + (window << shift) >= self.rcv_adv and not self.endpoint.pressed:
                 self.rcv_adv = self.rcv_nxt + (window << shift)
                 return window
@@ -52,12 +50,12 @@ class Output(ControlBlock):
         # Silly window avoidance (RFC 9293 section 3.8.6.2.2).
         if free - promised < min(limit // 2, self.mss):
             free = promised
-        window = min(free >> shift, _WINDOW_MAX)
+        window = min(free >> shift, WINDOW_MAX)
         if window << shift < promised:
-            if buffered <= limit + 0x10000:
-                window = min(promised + (1 << shift) - 1 >> shift, _WINDOW_MAX)
+            if buffered <= limit + WINDOW_MAX + 1:
+                window = min(promised + (1 << shift) - 1 >> shift, WINDOW_MAX)
             else:
-                window = min(promised >> shift, _WINDOW_MAX)
+                window = min(promised >> shift, WINDOW_MAX)
         edge = self.rcv_nxt + (window << shift)
         if edge > self.rcv_adv:
             self.rcv_adv = edge
@@ -88,15 +86,11 @@ class Output(ControlBlock):
             self._last_ack_sent = self.rcv_nxt
             self._unacked = 0
         peer = self.peer
-        if endpoint.direct:
-            at = peer.build(slot, seq, self.rcv_nxt, flags, self.window_field(), options, self.ecn and fresh, length)
-            if length:
-                self.send_buffer.copy_into(slot, at, seq, length)  # type: ignore[union-attr]
-        else:
-            frame = bytearray(peer.l4 + 20 + len(options) + length)
-            at = peer.build(frame, seq, self.rcv_nxt, flags, self.window_field(), options, self.ecn and fresh, length)
-            if length:
-                self.send_buffer.copy_into(memoryview(frame), at, seq, length)  # type: ignore[union-attr]
+        frame = slot if endpoint.direct else bytearray(peer.l4 + TCP.size + len(options) + length)
+        at = peer.build(frame, seq, self.rcv_nxt, flags, self.window_field(), options, self.ecn and fresh, length)
+        if length:
+            self.send_buffer.copy_into(frame, at, seq, length)  # type: ignore[union-attr]
+        if frame is not slot:
             slot[: len(frame)] = frame
         link.commit(at + length, peer.l3, peer.l4, peer.tx_flags, peer.port)
         self.ack_now = False
@@ -105,7 +99,7 @@ class Output(ControlBlock):
 
     def _sack_blocks(self, used: int) -> bytes:
         """RFC 2018 section 4, with the duplicate first (RFC 2883)."""
-        blocks = self.reassembly.blocks((_OPTIONS_MAX - used - 4) // 8)
+        blocks = self.reassembly.blocks((TCP_OPTION_BYTES_MAX - used - 4) // 8)
         if not blocks:
             return b""
         body = b"".join(_BLOCK.pack(left & MASK, right & MASK) for left, right in blocks)
@@ -113,7 +107,7 @@ class Output(ControlBlock):
 
     def send_ack(self) -> bool:
         """An acknowledgment; False when the device has no room for it now."""
-        if not self.emit(self.snd_max, ACK):
+        if not self.emit(self.snd_nxt, ACK):
             self.ack_now = True
             return False
         return True
@@ -127,12 +121,11 @@ class Output(ControlBlock):
         if self.opening:
             self.send_syn()
             return
-        if not self.built and self._lazy_output():
-            return
-        if self.offload and not self.handing and not self.reading and self.fin_queued and not self.fin_acked:
-            self.endpoint.offer(self)  # type: ignore[arg-type]
-            if self.closed:
+        if not self.handing:
+            if not self.built and self._lazy_output():
                 return
+            if self.offload and not self.reading and self.fin_queued and not self.fin_acked:
+                self.endpoint.offer(self)  # type: ignore[arg-type]
         if self.handing:
             if self.ack_now:
                 self.send_ack()
@@ -144,21 +137,17 @@ class Output(ControlBlock):
         sent = board.lost_bytes > 0 and self._send_lost(now)
         if (self.snd_nxt < self.send_buffer.end or (self.fin_queued and not self.fin_acked)) and self._send_new(now):  # type: ignore[union-attr]
             sent = True
-        if sent or (self.retransmit_at is None and (self.snd_max > self.snd_una or self.snd_nxt < self.send_buffer.end)):  # type: ignore[union-attr]
+        if sent or (self.retransmit_at is None and (self.snd_nxt > self.snd_una or self.snd_nxt < self.send_buffer.end)):  # type: ignore[union-attr]
             self.arm(now)
         if self.ack_now:
             self.send_ack()
 
     def _lazy_output(self) -> bool:
         """Output of a connection without control block; False when it takes one."""
-        if self.fin_queued and not self.reading and self.offload and not self.handing and self.settings.piggyback:
+        if self.fin_queued and not self.reading and self.offload and self.settings.piggyback:
             self.endpoint.offer(self)  # type: ignore[arg-type]
             if self.handing or self in self.endpoint.blocked:
                 return True
-        if self.handing:
-            if self.ack_now:
-                self.send_ack()
-            return True
         if self.fin_queued or self.send_buffer is not None:
             self.build()
             return False
@@ -222,10 +211,10 @@ class Output(ControlBlock):
         while True:
             left = data_end - nxt
             length = min(left, mss, edge - nxt, budget)
-            fin = self.fin_queued and length == left and not self.fin_acked and (left >= 0)
+            fin = self.fin_queued and length == left >= 0 and not self.fin_acked
             if length <= 0:
                 # A FIN alone is sent even against a closed window: it takes no buffer space.
-                if left > 0 or not fin or (self.fin_sent and nxt > data_end):
+                if not fin:
                     break
                 length = 0
             elif length < mss:
@@ -253,7 +242,7 @@ class Output(ControlBlock):
             if fin and not self.fin_sent:
                 self.fin_sent = True
                 self._passive = self.fin_received
-            self.snd_nxt = self.snd_max = nxt = end
+            self.snd_nxt = nxt = end
             budget -= length
             sent = True
             if fin:
@@ -274,7 +263,7 @@ class Output(ControlBlock):
 
     def arm(self, now: float) -> None:
         """Set the timer for what is in flight, or for the window to open."""
-        if self.snd_max > self.snd_una:
+        if self.snd_nxt > self.snd_una:
             # Only progress starts it anew (RFC 6298 section 5.3), except that each transmission moves the probe.
             if self.retransmit_at is not None and self.timer != Timer.PROBE:
                 return
@@ -306,15 +295,13 @@ class Output(ControlBlock):
         flags = SYN if opened else SYN | ACK
         if self.ecn and self.retries == 0:
             flags |= ECE | CWR if opened else ECE
-        if opened and self.retries == 0:
-            self.progress_at = endpoint.now  # the first round trip begins here, not when the peer was looked for
         options = endpoint.syn_options(self)
         peer = self.peer
-        window = min(self.rcv_adv - self.rcv_nxt, _WINDOW_MAX)
+        window = min(self.rcv_adv - self.rcv_nxt, WINDOW_MAX)
         ack = 0 if opened else self.rcv_nxt
         length = peer.build(slot, self.iss, ack, flags, window, options, False, 0)
         endpoint.link.commit(length, peer.l3, peer.l4, peer.tx_flags, peer.port)
         if self.retries == 0:
-            self.progress_at = endpoint.now
+            self.progress_at = endpoint.now  # the first round trip begins here, not when the peer was looked for
         self.syn_at = endpoint.now + min(self.settings.initial_rto * (1 << self.retries), self.settings.max_rto)
         self.ack_now = False

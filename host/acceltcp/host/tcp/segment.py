@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from acceltcp.abi.messages import TxFlag
 from acceltcp.abi.wire import (
@@ -22,7 +22,7 @@ from acceltcp.abi.wire import (
     TCPOption,
 )
 
-__all__ = ["Closed", "Peer", "Segment", "SynOptions", "supersedes"]
+__all__ = ["Closed", "Ends", "Peer", "Segment", "SynOptions", "ends_of", "supersedes"]
 
 MASK = 0xFFFFFFFF
 MALFORMED = 1 << 8
@@ -65,6 +65,7 @@ _MIDDLE_AT = TCP.byte_offset("seq")
 assert _MIDDLE_AT + _TCP_MIDDLE.size == TCP.size
 _PAIR = struct.Struct("!II")
 _U16 = struct.Struct("!H")
+_PORTS = struct.Struct("!HH")
 
 # All of a frame's headers in one go, where there are no IP options or extension headers: source MAC; type of service
 # (IPv4) or first half-word (IPv6); IP's length; addresses and ports; TCP from sequence to urgent pointer. With a VLAN tag or
@@ -479,6 +480,21 @@ class Peer:
             seq & MASK, ack & MASK, (_TCP_SIZE + size) << _WORDS_AT - 2 | flags, window, options,
         )  # fmt: skip
         return data
+
+
+class Ends(NamedTuple):
+    """What a connection's key says: addresses packed, ports."""
+
+    remote: bytes
+    local: bytes
+    remote_port: int
+    local_port: int
+
+
+def ends_of(key: bytes) -> Ends:
+    """Both ends of a connection, from its key (`Segment.key`: the peer's address, ours, the peer's port, ours)."""
+    size = (len(key) - 2 * _U16.size) // 2
+    return Ends(key[:size], key[size : 2 * size], *_PORTS.unpack_from(key, 2 * size))
 
 
 class Closed(Protocol):

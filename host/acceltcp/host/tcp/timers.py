@@ -33,7 +33,7 @@ class Timers(Output):
             for other in (self.wait_at, self.linger_at, self.keep_at, self.syn_at):
                 if other is not None and other < at:
                     at = other
-            if self.opts.user_timeout and self.snd_max > self.snd_una:
+            if self.opts.user_timeout and self.snd_nxt > self.snd_una:
                 at = min(at, self.progress_at + self.opts.user_timeout)
         return at if at != NEVER else None
 
@@ -56,7 +56,7 @@ class Timers(Output):
             return
         if self.handing:
             return
-        if self.opts.user_timeout and self.snd_max > self.snd_una and now >= self.progress_at + self.opts.user_timeout:
+        if self.opts.user_timeout and self.snd_nxt > self.snd_una and now >= self.progress_at + self.opts.user_timeout:
             self.give_up()
             return
         if self.keep_at is not None and now >= self.keep_at:
@@ -94,7 +94,7 @@ class Timers(Output):
         """One frame with an odd source address must not cut us off: after the second time-out try both in turn."""
         if self.retries > 1 and self._peer_before is not None:
             self._peer_before, self.peer = self.peer, self._peer_before
-            self._moved_at = self.snd_max
+            self._moved_at = self.snd_nxt
         if self.retries > 2:
             self.endpoint.doubt(self)
 
@@ -138,7 +138,7 @@ class Timers(Output):
         if self.snd_nxt == self.snd_una:
             self.progress_at = now
         self.scoreboard.sent(self.snd_nxt, end, now)
-        self.snd_nxt = self.snd_max = end
+        self.snd_nxt = end
         return True
 
     def _probe_window(self, now: float) -> None:
@@ -149,7 +149,7 @@ class Timers(Output):
             return
         self._look_elsewhere()
         self.rtt.backed_off()
-        if self.snd_max > self.snd_una:
+        if self.snd_nxt > self.snd_una:
             self.scoreboard.time_out()  # the probe before was not taken; `output` sends it again
         elif self.snd_nxt < self.send_buffer.end:  # type: ignore[union-attr]
             self._send_data(min(max(self.snd_wnd, 1), self.mss, self.send_buffer.end - self.snd_nxt), now)  # type: ignore[union-attr]
@@ -172,8 +172,8 @@ class Timers(Output):
         if not options.keepalive or self.fin_sent:
             self.keep_at = None
             return
-        if now < self.last_heard + options.keepidle or self.snd_max > self.snd_una:
-            self.keep_at = max(self.last_heard, now if self.snd_max > self.snd_una else 0.0) + options.keepidle
+        if now < self.last_heard + options.keepidle or self.snd_nxt > self.snd_una:
+            self.keep_at = max(self.last_heard, now if self.snd_nxt > self.snd_una else 0.0) + options.keepidle
             self.keep_probes = 0
             return
         if self.keep_probes >= options.keepcnt:
@@ -186,12 +186,6 @@ class Timers(Output):
 
     def give_up(self) -> None:
         """The peer does not answer."""
-        self.emit(min(self.snd_max, self.snd_una + self.snd_wnd), RST | ACK)
+        self.emit(min(self.snd_nxt, self.snd_una + self.snd_wnd), RST | ACK)
         self.reset_strays = True
         self.end(self.soft_error or TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
-
-    # -- of the layers above -------------------------------------------------------------
-
-    def abort(self) -> None:
-        """Reset; see `TcpConnection`."""
-        raise NotImplementedError
