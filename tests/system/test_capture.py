@@ -46,8 +46,14 @@ def verdicts(capture: Path, display: str = "frame") -> collections.Counter[str]:
         capture, f"eth.src == {MAC} && _ws.expert && ({display})", "_ws.expert.severity", "_ws.expert.message"
     )
     for severities, messages in rows:
-        if messages == "D-SACK Sequence":
-            continue  # we tell the kernel that it has sent something twice (RFC 2883), as it does when the machine is busy
+        if "D-SACK Sequence" in messages:
+            # We tell the kernel that it has sent something twice (RFC 2883), as it does when the machine is busy. Such
+            # an ACK repeats the last one's number, which tshark may note as well.
+            messages = ",".join(
+                part for part in messages.split(",") if not part.startswith(("D-SACK Sequence", "Duplicate ACK"))
+            )
+            if not messages:
+                continue
         if any(int(severity, 0) >= WARN for severity in severities.split(",")):
             counted[messages] += 1
     return counted
