@@ -78,6 +78,8 @@ class NicConfig:
     flows: connections that the NIC can hold while it closes them, a power of two from 512 to
         1,048,576.
     stash: entries of the connection table's stash, 4 to 32.
+    splices: pairs of connections that the NIC can forward to each other, a power of two from 16 to half of
+        `flows`, since each takes two entries of the connection table; 0: none.
     rx_buffer_beats: depth of each port's receive buffer in beats, a power of two; None: 64 KiB.
     tx_buffer_beats: depth of the transmit buffer in beats, a power of two; None: 32 KiB.
     packets: packets that wait between the receive pipeline and the host, a power of two.
@@ -97,6 +99,7 @@ class NicConfig:
     listeners: int = 64
     flows: int = 4096
     stash: int = 16
+    splices: int = 0
     rx_buffer_beats: int | None = None
     tx_buffer_beats: int | None = None
     packets: int = 512
@@ -127,6 +130,8 @@ class NicConfig:
         ):
             self._power_of_two(name, low, high)
         self._range("stash", 4, 32)
+        if self.splices != 0:
+            self._power_of_two("splices", 16, self.flows // 2)
         self._range("max_frame", 1514, 16128)
         for name in ("rx_buffer_beats", "tx_buffer_beats"):
             if getattr(self, name) * self.width < 2 * self.max_frame:
@@ -158,6 +163,11 @@ class NicConfig:
     def flow_bits(self):
         """Width of a flow's index."""
         return exact_log2(self.flows)
+
+    @property
+    def splice_bits(self):
+        """Width of a splice's index."""
+        return exact_log2(self.splices) if self.splices else 0
 
     @property
     def table(self):

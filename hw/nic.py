@@ -250,7 +250,7 @@ class Nic(wiring.Component):
         )  # fmt: skip
         for counter in COUNTERS:
             sources = [one.counts[counter.name] for one in counting if counter.name in dict(one.counts.shape())]
-            m.d.comb += counters.i[counter.name].eq(sum(sources[1:], sources[0]))
+            m.d.comb += counters.i[counter.name].eq(sum(sources[1:], sources[0]) if sources else 0)
         return m
 
     def _connect_flat(self, m, prefix, inner):

@@ -34,6 +34,7 @@ from acceltcp.abi.registers import (
     PORT,
     QUEUE,
     RSS,
+    SPLICE,
     TIME,
     Access,
     Feature,
@@ -48,6 +49,7 @@ from .flows import TIMES, FlowsPort
 from .queues import QueueRegisters
 from .quiesce import Quiesce
 from .rss import RssPort
+from .splice import SplicePort
 from .time import SecretPort, TimePort
 
 __all__ = ["RegisterFile", "features"]
@@ -57,7 +59,8 @@ _SCALAR_BITS = 10  # blocks other than QUEUE and the counters lie below this pow
 
 def features(config):
     """Offloads in this gateware, for a `NicConfig`."""
-    return Feature.SETUP | Feature.TEARDOWN | (Feature.RSS if config.rss else Feature(0))
+    optional = (Feature.RSS if config.rss else Feature(0)) | (Feature.SPLICE if config.splices else Feature(0))
+    return Feature.SETUP | Feature.TEARDOWN | optional
 
 
 class RegisterFile(wiring.Component):
@@ -86,6 +89,8 @@ class RegisterFile(wiring.Component):
         Connection table and teardown engine; the secret is kept here.
     rss : Out(RssPort())
         Receive side scaling; the key is kept here.
+    splice : Out(SplicePort(config))
+        Splice engine.
     queues : Out(QueueBus())
         Broadcast to the engines.
     hold : Out(1)
@@ -124,6 +129,7 @@ class RegisterFile(wiring.Component):
                 "counters": Out(CounterPort()),
                 "flows": Out(FlowsPort(config)),
                 "rss": Out(RssPort()),
+                "splice": Out(SplicePort(config)),
                 "queues": Out(QueueBus()),
                 "hold": Out(1),
                 "idle": In(1),
@@ -169,13 +175,14 @@ class RegisterFile(wiring.Component):
             ("IDENT", "map_hash"): C(map_hash(), 32),
             ("IDENT", "features"): C(int(features(config)), 32),
             ("IDENT", "shape"): C(shape, 32),
-            ("IDENT", "tables"): C(IDENT["tables"].encode(listeners=config.listeners, flows_log2=config.flow_bits), 32),
+            ("IDENT", "tables"): C(IDENT["tables"].encode(listeners=config.listeners, flows_log2=config.flow_bits, splices_log2=config.splice_bits), 32),
             ("IDENT", "max_frame"): C(config.max_frame, 32),
             ("CONTROL", "status"): Cat(status[field.name] for field in CONTROL["status"].fields),
             ("TIME", "ticks_low"): self.time.ticks[:32],
             ("TIME", "ticks_high"): ticks_high,
             ("TIME", "ts_clock"): self.time.ts_clock,
             ("TIME", "epoch"): self.time.epoch,
+            ("SPLICE", "held"): self.splice.held,
             ("FLOWS", "status"): Cat(flows.key_valid, flows.ready),
             ("FLOWS", "held"): flows.held,
             ("FLOWS", "found"): self._fields(
@@ -397,6 +404,7 @@ class RegisterFile(wiring.Component):
             self.time.epoch_ticks.eq(field(TIME, "epoch_ticks", "value")),
             self.flows.window.eq(field(FLOWS, "window", "window")),
             self.rss.types.eq(field(RSS, "control", "types")),
+            self.splice.linger.eq(field(SPLICE, "linger", "units")),
             *(getattr(self.flows, name).eq(field(FLOWS, name, "steps")) for name in TIMES),
         ]
         for port in range(self._config.ports):

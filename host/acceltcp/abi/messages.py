@@ -27,6 +27,11 @@ __all__ = [
     "RING_SIZE_LOG2_MIN",
     "RX_COMPLETION",
     "RX_FREE",
+    "SPLICE_COMMAND",
+    "SPLICE_EVENT",
+    "SPLICE_SIDE",
+    "SPLICE_UNIT_STEPS",
+    "SPLICE_UPDATE_COMMAND",
     "TX_DESCRIPTOR",
     "WINDOW_UNIT",
     "ChecksumState",
@@ -37,6 +42,7 @@ __all__ = [
     "FlowState",
     "FrameFlag",
     "ListenFlag",
+    "SpliceSideFlag",
     "Status",
     "TxFlag",
     "TxOpcode",
@@ -59,6 +65,9 @@ FRAME_TABLE_ALIGN = 256
 WINDOW_UNIT = 64
 """Bytes per step where a flow's window is told; rounded down."""
 
+SPLICE_UNIT_STEPS = 256
+"""Timer steps per unit of a splice's times."""
+
 
 class Verdict(enum.IntEnum):
     """Why a packet was handed to the host."""
@@ -68,9 +77,11 @@ class Verdict(enum.IntEnum):
     NEW = 1
     """First segment of a connection: its acknowledgment carries a valid cookie."""
     GUARD = 2
-    """Copy of a spliced packet during hand-over (reserved for splicing)."""
+    """Copy of a spliced packet, which the NIC has forwarded too: what the host relayed to its sender before the hand-over
+    is not acknowledged yet."""
     DIVERTED = 3
-    """New request bytes during a bounded splice (reserved for splicing)."""
+    """A spliced packet that the NIC has not forwarded: data or FIN of the client during a bounded splice, data
+    beyond its limit or FIN of the server, or anything that comes while the splice is being undone."""
 
 
 class ChecksumState(enum.IntEnum):
@@ -131,6 +142,11 @@ class EventType(enum.IntEnum):
     FLOW_DONE = 6
     """A flow handed over by `CLOSE` has ended as `status` says, once per flow; `value` is its
     index. Its frames and their table are the host's again."""
+    SPLICE_SIDE = 7
+    """First part of the news that a splice has ended: the client's side (`SPLICE_EVENT`)."""
+    SPLICE_DONE = 8
+    """A splice has ended as `status` says, once per splice: the server's side (`SPLICE_EVENT`). Both connections
+    are the host's again; the NIC has forgotten them."""
 
 
 class Status(enum.IntEnum):
@@ -164,7 +180,11 @@ class Status(enum.IntEnum):
     FIN_TIMED_OUT = 14
     """FLOW_DONE: the peer has acknowledged everything, but did not close within `FLOWS.fin_wait_2`."""
     ABORTED = 15
-    """FLOW_DONE: by `FLOW_UPDATE`."""
+    """FLOW_DONE: by `FLOW_UPDATE`. SPLICE_DONE: by `SPLICE_UPDATE`."""
+    IDLE = 16
+    """SPLICE_DONE: no packet came for as long as the host allowed."""
+    LIMIT = 17
+    """SPLICE_DONE: the client has acknowledged all that the limit allowed: both connections live on."""
 
 
 class CommandOpcode(enum.IntEnum):
@@ -182,6 +202,10 @@ class CommandOpcode(enum.IntEnum):
     """Hand over the end of a connection (`CLOSE_COMMAND`); the event's `value` is the flow's index."""
     FLOW_UPDATE = 5
     """Tell what the host has learned of a flow after it had handed it over (`FLOW_COMMAND`)."""
+    SPLICE = 6
+    """Join two connections (`SPLICE_COMMAND`); the event's `value` names the splice."""
+    SPLICE_UPDATE = 7
+    """End a splice (`SPLICE_UPDATE_COMMAND`)."""
 
 
 class ListenFlag(enum.IntFlag):
@@ -227,6 +251,21 @@ class FlowFlag(enum.IntFlag):
     """The peer's FIN has been received (and acknowledged by the host)."""
     ABORT = 2
     """End the flow without another segment. It ends with status ABORTED."""
+
+
+class SpliceSideFlag(enum.IntFlag):
+    """Bits of `SPLICE_SIDE.flags`."""
+
+    IPV6 = 1
+    """The addresses are IPv6, on both sides or on none. IPv4 addresses stand in the last four bytes."""
+    VLAN = 2
+    """Frames to this side carry the 802.1Q tag `vlan_tci`; else none."""
+    TIMESTAMPS = 4
+    """Both ends of this connection use timestamps; else the option becomes NOPs on the way to it."""
+    SACK = 8
+    """Both ends of this connection permit SACK; else the option becomes NOPs on the way to it."""
+    ECN = 16
+    """Both connections use ECN (set on both sides or on none); else the ECN bits of the IP and the TCP header are cleared."""
 
 
 class FlowState(enum.IntEnum):
@@ -414,6 +453,73 @@ FLOW_RECORD = Message(
     Field("_zero0", 4),
 )
 
+SPLICE_SIDE = Message(
+    "SPLICE_SIDE",
+    "One of the two connections of a splice, as the host sees it (64 bytes). Two of them, the client's first, make the table that "
+    "SPLICE names. Side 0 is the client, side 1 the server; with a limit, the server's data are limited.",
+    Field("remote", 128, "Peer's address in network byte order: its first byte lies first in memory."),
+    Field("local", 128, "Our address, likewise."),
+    Field("remote_port", 16, "Peer's port; little-endian like every number here."),
+    Field("local_port", 16, "Our port."),
+    Field("dst_mac", 48, "Next hop to the peer: the address's first byte lies first in memory. The source is the port's own address."),
+    Field("vlan_tci", 16, "Tag of frames to the peer, if VLAN."),
+    Field("flags", 8, "What the connection is like.", SpliceSideFlag),
+    Field("port", 2, "MAC port on which the peer is."),
+    Field("_zero0", 6),
+    Field("snd_shift", 4, "Shift of windows that the peer announces, 0 to 14."),
+    Field("rcv_shift", 4, "Shift of windows that the peer takes from us, 0 to 14."),
+    Field("_zero1", 8),
+    Field("snd_nxt", 32, "Sequence number after all that the host has relayed to the peer, or will."),
+    Field("snd_una", 32, "Of it, what the peer has acknowledged."),
+    Field("rcv_nxt", 32, "Sequence number after all that the host has acknowledged to the peer (and relayed)."),
+    Field("ts_offset", 32, "Added, modulo 2^32, to the TSval of packets to the peer and subtracted from the TSecr of packets from it."),
+)
+
+SPLICE_COMMAND = Message(
+    "SPLICE_COMMAND",
+    "SPLICE (64 bytes). Its COMMAND_DONE event tells whether the NIC has joined the connections: from then on it forwards their packets. "
+    "Sequence numbers of the client count from the server's as `server.snd_nxt - client.rcv_nxt` says, and vice versa.",
+    Field("opcode", 8, "SPLICE.", CommandOpcode),
+    Field("bounded", 1, "There is a limit."),
+    Field("_zero0", 23),
+    Field("tag", 32, "Given back in the event."),
+    Field("table", 64, "Bus address of two SPLICE_SIDE messages: a multiple of 256, below 2^54. It may be reused after the event."),
+    Field("limit", 32, "`bounded`: bytes of the server that are forwarded, 1 to 2^30; else 0."),
+    Field("idle", 16, "End after so long without a packet, in units of SPLICE_UNIT_STEPS, 1 to 32,767; 0: never."),
+    Field("_zero1", 336),
+)
+
+SPLICE_UPDATE_COMMAND = Message(
+    "SPLICE_UPDATE_COMMAND",
+    "SPLICE_UPDATE (64 bytes): end a splice now, with status ABORTED. Refused with NOT_FOUND when it has ended already.",
+    Field("opcode", 8, "SPLICE_UPDATE.", CommandOpcode),
+    Field("_zero0", 24),
+    Field("tag", 32, "Given back in the event."),
+    Field("splice", 32, "The `value` of the COMMAND_DONE event of SPLICE."),
+    Field("_zero1", 416),
+)
+
+SPLICE_EVENT = Message(
+    "SPLICE_EVENT",
+    "SPLICE_SIDE or SPLICE_DONE (32 bytes, in the event ring): what the NIC last knew of one side.",
+    Field("type", 8, "Which: the client's or the server's.", EventType),
+    Field("status", 8, "SPLICE_DONE: OK (both sides have closed), RESET, IDLE, LIMIT or ABORTED.", Status),
+    Field("queue", 8, "Queue it concerns."),
+    Field("overflow", 1, "Events before this one were lost because the ring was full (and counted)."),
+    Field("reset_by", 1, "RESET: the side that reset the connection; 1 is the server."),
+    Field("_zero0", 6),
+    Field("splice", 32, "The `value` of the COMMAND_DONE event of SPLICE."),
+    Field("snd_end", 32, "Sequence number after the last byte (or FIN) of this side that was forwarded, as this side counts."),
+    Field("ack", 32, "Highest acknowledgment received from this side."),
+    Field("tsval", 32, "Latest TSval forwarded from this side, as this side counts."),
+    Field("packets", 32, "Packets forwarded from this side."),
+    Field("octets", 40, "Payload bytes forwarded from this side, retransmissions included."),
+    Field("fin", 1, "This side's FIN was forwarded; `snd_end` counts it."),
+    Field("_zero1", 22),
+    Field("phase", 1, "See above."),
+)
+
 MESSAGES = (
     RX_FREE, RX_COMPLETION, TX_DESCRIPTOR, EVENT, COMMAND, LISTEN_COMMAND, FINAL_FRAME, CLOSE_COMMAND, FLOW_COMMAND, FLOW_RECORD,
+    SPLICE_SIDE, SPLICE_COMMAND, SPLICE_UPDATE_COMMAND, SPLICE_EVENT,
 )  # fmt: skip

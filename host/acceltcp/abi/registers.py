@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from .fields import Field
+from .messages import SPLICE_UNIT_STEPS
 
 __all__ = [
     "ABI_MAJOR",
@@ -36,6 +37,7 @@ __all__ = [
     "RSS_KEY_BYTES",
     "RSS_TABLE_ENTRIES",
     "SECRET",
+    "SPLICE",
     "TIME",
     "TIMER_TICKS",
     "Access",
@@ -53,7 +55,7 @@ __all__ = [
 MAGIC = int.from_bytes(b"ATCP", "little")
 ABI_MAJOR = 1
 """Grows when software written for the version before no longer works."""
-ABI_MINOR = 2
+ABI_MINOR = 3
 """Grows when something is added."""
 
 BAR0_BYTES = 0x1_0000
@@ -212,7 +214,7 @@ IDENT = Block(
             "tables", 0x14, RO, "Table sizes.",
             Field("listeners", 16, "Entries of the listen table."),
             Field("flows_log2", 8, "Flows that the NIC can hold, log2; 0 when absent."),
-            Field("_zero", 8),
+            Field("splices_log2", 8, "Splices that the NIC can hold, log2; 0 when absent. Each takes two entries of the connection table."),
         ),
         _register("max_frame", 0x18, RO, "Largest frame in bytes, without FCS, either way."),
         _register("scratch", 0x1C, RW, "Keeps what is written, for bus tests."),
@@ -360,6 +362,20 @@ RSS = Block(
     ),
 )
 
+SPLICE = Block(
+    "SPLICE",
+    0x0380,
+    "Splices: connections that the NIC forwards to each other. Absent without the feature SPLICE.",
+    (
+        _register("held", 0x00, RO, "Splices in use, those that linger too."),
+        _register(
+            "linger", 0x04, RW, "How long a splice still forwards after both sides have closed.",
+            Field("units", 15, "Units of SPLICE_UNIT_STEPS timer steps; 1 or more."),
+            reset=2 * _STEPS_PER_SECOND // SPLICE_UNIT_STEPS,
+        ),
+    ),
+)
+
 QUEUE = Block(
     "QUEUE",
     0x8000,
@@ -403,7 +419,7 @@ QUEUE = Block(
     stride=0x80,
 )
 
-BLOCKS = (IDENT, CONTROL, TIME, SECRET, PORT, FLOWS, RSS, QUEUE)
+BLOCKS = (IDENT, CONTROL, TIME, SECRET, PORT, FLOWS, RSS, SPLICE, QUEUE)
 
 
 @dataclass(frozen=True)
@@ -462,6 +478,18 @@ COUNTERS = (
     Counter("flow_challenges", "Of them challenge ACKs (RFC 5961)."),
     Counter("flow_resets_sent", "Resets sent by the NIC."),
     Counter("flow_reply_busy", "Segments of the NIC lost: too many wait for the wire."),
+    Counter("splice_packets", "Packets of splices that were forwarded."),
+    Counter("splice_octets", "Their TCP payload bytes.", 16),
+    Counter("splice_copied", "Of them, those of which the host got a copy (GUARD)."),
+    Counter("splice_diverted", "Packets of splices that went to the host instead (DIVERTED)."),
+    Counter("splice_drop_hops", "Packets of splices dropped: their TTL or hop limit was used up."),
+    Counter("splice_drop_syn", "SYNs dropped: their tuple belongs to a splice that lingers, which ends with this."),
+    Counter("splice_opened", "Splices begun."),
+    Counter("splice_closed", "Splices ended: closed by both sides."),
+    Counter("splice_reset", "Splices ended: reset by one side."),
+    Counter("splice_idle", "Splices ended: no packet for too long."),
+    Counter("splice_limit", "Splices ended: the client has all that the limit allowed."),
+    Counter("splice_aborted", "Splices ended: by the host."),
     Counter("tx_packets", "Frames sent to the MAC."),
     Counter("tx_bytes", "Their bytes, without FCS.", 16),
     Counter("tx_host_packets", "Frames sent for the host."),

@@ -16,6 +16,10 @@ from acceltcp.abi.messages import (
     RING_SIZE_LOG2_MIN,
     RX_COMPLETION,
     RX_FREE,
+    SPLICE_COMMAND,
+    SPLICE_EVENT,
+    SPLICE_SIDE,
+    SPLICE_UPDATE_COMMAND,
     TX_DESCRIPTOR,
     CommandOpcode,
     Status,
@@ -29,6 +33,7 @@ def test_sizes_divide_a_bus_beat():
     sizes = {
         RX_FREE: 16, RX_COMPLETION: 32, TX_DESCRIPTOR: 16, EVENT: 32, COMMAND: 64, LISTEN_COMMAND: 64,
         FINAL_FRAME: 16, CLOSE_COMMAND: 64, FLOW_COMMAND: 64,
+        SPLICE_SIDE: 64, SPLICE_COMMAND: 64, SPLICE_UPDATE_COMMAND: 64, SPLICE_EVENT: 32,
     }  # fmt: skip
     # A record is read through registers: whole words are enough.
     assert {m.name: m.size for m in MESSAGES if m is not FLOW_RECORD} == {m.name: size for m, size in sizes.items()}

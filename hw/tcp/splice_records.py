@@ -1,0 +1,136 @@
+"""Records of splicing: what is kept of a pair of connections, and what its parts tell each other.
+
+    SPLICE command -> SpliceInstall -+-> SpliceWay, one per direction (never changed)
+                                     +-> SplicePair (changed by every packet)
+    packets -> SpliceEngine -> SpliceRecord -> SpliceRewriter -> wire
+
+Side 0 is the client, side 1 the server. *Way* d is that of the packets that come from side d and leave
+to the other one. docs/splice.md says what the fields mean.
+"""
+
+from amaranth.lib import data, enum
+
+from acceltcp.abi.messages import SPLICE_COMMAND, SPLICE_EVENT
+from acceltcp.abi.registers import PORTS_MAX, QUEUES_MAX
+from acceltcp.abi.wire import TCP_OPTION_BYTES_MAX
+
+__all__ = [
+    "GENERATION_BITS",
+    "OCTETS_BITS",
+    "SPLICE_INDEX_BITS",
+    "SPLICE_TIME_BITS",
+    "PairState",
+    "SplicePair",
+    "SplicePacket",
+    "SpliceRecord",
+    "SpliceSideState",
+    "SpliceWay",
+    "Translation",
+]
+
+SPLICE_TIME_BITS = SPLICE_COMMAND.positions["idle"][1]
+"""Width of a time in units of SPLICE_UNIT_STEPS; times are compared modulo 2^16 and lie less than half of that ahead."""
+
+GENERATION_BITS = 8
+"""A splice is named by its index and, above SPLICE_INDEX_BITS, by how often indices have been given out, so that an old name is
+not taken for a new splice."""
+
+SPLICE_INDEX_BITS = 24
+
+OCTETS_BITS = SPLICE_EVENT.positions["octets"][1]
+
+_PORT_BITS = (PORTS_MAX - 1).bit_length()
+
+
+class PairState(enum.Enum, shape=3):
+    """What a pair is doing."""
+
+    PENDING = 0  # its entries are being put into the connection table: packets go to the host as if there were none
+    ACTIVE = 1
+    LINGER = 2  # both sides have closed; still forwards
+    ENDING = 3  # packets go to the host, DIVERTED
+
+
+class Translation(data.Struct):
+    """What makes a packet of one connection a packet of the other one; constant. `src` is us."""
+
+    src: 128  # IPv4 as ::ffff:a.b.c.d; first byte of the address most significant
+    dst: 128
+    src_port: 16
+    dst_port: 16
+    dst_mac: 48
+    vlan: 1  # the frame leaves with this tag, however it came
+    vlan_tci: 16
+    port: _PORT_BITS  # MAC port to send on; its address is the source
+    window_down: 1  # windows are shifted down (rounded down), else up (65,535 at most)
+    window_shift: 4
+    tsval_offset: 32  # added modulo 2^32
+    tsecr_offset: 32
+    timestamps: 1  # else the option becomes NOPs
+    sack: 1
+    ecn: 1  # else the ECN field of the IP header becomes 0, and so do the flags ECE and CWR
+
+
+def SpliceWay(config):  # noqa: N802
+    """What is constant of one direction: 484 bits or fewer, seven words of Ultra RAM."""
+    return data.StructLayout(
+        {
+            "translation": Translation,
+            "guard_end": 32,  # while the side's acknowledgments are below it, its packets are copied to the host
+            "rows": data.ArrayLayout(config.table.row_bits, 2),  # of the side's entry in the connection table
+        }
+    )
+
+
+class SpliceSideState(data.Struct):
+    """What packets have told of one side, in its own sequence numbers."""
+
+    snd_end: 32  # after the last byte, or FIN, that was forwarded
+    ack: 32  # highest acknowledgment received
+    tsval: 32  # latest TSval forwarded
+    fin: 1  # its FIN was forwarded
+    fin_acked: 1  # and acknowledged by the other side
+    guard: 1
+    offset: 32  # added to its sequence numbers they are those of the other connection
+    octets: OCTETS_BITS
+    packets: 32
+
+
+class SplicePair(data.Struct):
+    """What changes of a pair."""
+
+    state: PairState
+    queue: (QUEUES_MAX - 1).bit_length()
+    generation: GENERATION_BITS
+    idle: SPLICE_TIME_BITS
+    deadline: SPLICE_TIME_BITS
+    bounded: 1
+    limit_end: 32  # bounded: what the client acknowledges when it has all, in the client's connection
+    sides: data.ArrayLayout(SpliceSideState, 2)
+
+
+def SplicePacket(config):  # noqa: N802
+    """What the engine has to know of a packet that the connection table says is spliced."""
+    return data.StructLayout(
+        {
+            "way": config.splice_bits + 1,  # 2 * pair + side that it came from
+            "seq": 32,
+            "ack": 32,
+            "tsval": 32,
+            "timestamps": 1,
+            "flags": 8,  # acceltcp.abi.wire.TCPFlag
+            "payload_length": 16,
+        }
+    )
+
+
+class SpliceRecord(data.Struct):
+    """A packet to rewrite and send: where it is, what it looks like, and what becomes of it."""
+
+    in_port: _PORT_BITS  # receive port whose buffer it leaves
+    in_vlan: 1  # it came with an 802.1Q tag
+    ipv6: 1
+    option_words: (TCP_OPTION_BYTES_MAX // 4).bit_length()  # 4-byte words of TCP options
+    seq_offset: 32  # added modulo 2^32
+    ack_offset: 32  # also to the edges of SACK blocks
+    translation: Translation
