@@ -8,7 +8,23 @@ import pytest
 
 from acceltcp.host.tcp import State
 
-from .bench import ACK, CWR, ECE, FIN, M32, PSH, RST, SYN, Bench, Talk, data, passive, read, syn_options
+from .bench import (
+    ACK,
+    CWR,
+    ECE,
+    FIN,
+    M32,
+    PEER_MAC,
+    PSH,
+    RST,
+    SYN,
+    Bench,
+    Talk,
+    data,
+    passive,
+    read,
+    syn_options,
+)
 
 
 @pytest.mark.parametrize("v6", [False, True])
@@ -93,6 +109,24 @@ def test_a_repeated_syn_is_answered_at_once_with_the_same():
     (second,) = talk.say(SYN, seq=talk.iss)
     assert (second.seq, second.ack) == (first.seq, first.ack)
     assert len(bench.endpoint.handshakes.embryos) == 1
+
+
+def test_a_repeated_syn_is_answered_where_it_came_from():
+    """One SYN with an odd source address must not send every SYN-ACK astray: nobody but the client knows that they do not come,
+    and all that it can do is to repeat the SYN. A group of stations is no address to answer to."""
+    bench = Bench()
+    bench.listen()
+    talk = Talk(bench)
+    odd, group = bytes.fromhex("0200000000aa"), bytes.fromhex("0300000000aa")
+    (astray,) = talk.say(SYN, mac=odd)
+    assert astray.frame[:6] == odd
+    bench.run(0.3)
+    for source, answered in ((PEER_MAC, PEER_MAC), (group, PEER_MAC)):
+        (answer,) = talk.say(SYN, seq=talk.iss, mac=source)
+        assert answer.frame[:6] == answered and (answer.seq, answer.ack) == (astray.seq, astray.ack)
+    assert [out.frame[:6] for out in bench.run(1.5)] == [PEER_MAC], "repeated by time"
+    talk.say()
+    assert bench.accepted[0].peer.mac == PEER_MAC
 
 
 def test_a_syn_with_another_number_begins_anew():

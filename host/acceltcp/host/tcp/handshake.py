@@ -91,7 +91,10 @@ class Handshakes:
         endpoint, settings = self.endpoint, self.endpoint.settings
         known = self.embryos.get(key)
         if known is not None and known.irs == segment.seq:
-            self._answer(known)  # our SYN-ACK was lost
+            # Our SYN-ACK was lost, perhaps because the SYN before came with another source address: what the peer says now counts.
+            if not segment.mac[0] & 1:
+                known.peer = peer
+            self._answer(known)
             return
         if listener.paused or (segment.payload and segment.flags & RST):
             return
