@@ -666,15 +666,20 @@ def test_frames_loop_through_the_core(rig: Rig, client: Client) -> None:
 
 
 def test_ticks_follow_the_clock(client: Client) -> None:
-    times = [time.monotonic()]
-    first = client.read32(TICKS)
-    times.append(time.monotonic())
-    time.sleep(0.2)
-    times.append(time.monotonic())
-    second = client.read32(TICKS)
-    times.append(time.monotonic())
-    ticks = (second - first) * 100e-6
-    assert times[2] - times[1] - 200e-6 <= ticks <= times[3] - times[0] + 200e-6
+    """To a millisecond in half a second. A thread that has to wait for a processor reads late, or reads what was ticked
+    long before: both make time run ahead of ticks, never behind, so the least difference of many is the true one."""
+
+    def ahead() -> float:
+        differences = []
+        for _ in range(50):
+            ticks = client.read32(TICKS)
+            differences.append(time.monotonic() - ticks * 100e-6)
+            time.sleep(0.002)
+        return min(differences)
+
+    before = ahead()
+    time.sleep(0.5)
+    assert abs(ahead() - before) < 1e-3
 
 
 def test_idle_takes_little_time(rig: Rig, client: Client) -> None:
