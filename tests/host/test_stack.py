@@ -382,7 +382,7 @@ def test_lost_device_ends_everything_with_a_reason():
             transport.dead = DeviceLostError("fake: went away: test.")
             client.write(b"x")
             with pytest.raises(DeviceLostError, match="went away: test"):
-                await asyncio.wait_for(serving, 2)
+                await asyncio.wait_for(serving, 30)
             await until(lambda: errors)
             assert isinstance(errors[0], ConnectionAbortedError)
             with pytest.raises(DeviceLostError):

@@ -303,7 +303,7 @@ async def test_sharing() -> None:
     owner.close()
     with pytest.raises(DeviceLostError, match="owns the device has gone"):
         await waiting
-    await asyncio.wait_for(ended.wait(), 1)
+    await asyncio.wait_for(ended.wait(), 30)
     with pytest.raises(DeviceError):
         await sharing.run(command, 1)
     link.close()

@@ -123,7 +123,7 @@ def test_who_does_not_answer():
         started = time.monotonic()
         with pytest.raises(TimeoutError, match=r"no answer from 10\.0\.0\.77 port 7 within 0.2 s"):
             await near.connect("10.0.0.77", 7, timeout=0.2)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 10
         with pytest.raises(OSError, match=r"cannot connect to 10\.0\.0\.77 port 7") as error:
             await near.connect("10.0.0.77", 7)
         assert error.value.errno == errno.EHOSTUNREACH
@@ -493,13 +493,13 @@ def test_a_lost_device_is_told_to_everybody():
         near.device.transport.dead = DeviceLostError("fake: went away: test.")
         await asyncio.sleep(0)
         near._check_device()
-        assert isinstance(await asyncio.wait_for(protocols[0].lost, 2), ConnectionAbortedError)
+        assert isinstance(await asyncio.wait_for(protocols[0].lost, 30), ConnectionAbortedError)
         with pytest.raises(OSError, match="the device went away"):
-            await asyncio.wait_for(relaying, 2)
+            await asyncio.wait_for(relaying, 30)
         with pytest.raises(OSError, match=r"cannot connect to 10\.0\.0\.99 port 7: the device went away"):
-            await asyncio.wait_for(connecting, 2)
+            await asyncio.wait_for(connecting, 30)
         with pytest.raises(DeviceLostError):
-            await asyncio.wait_for(serving, 2)
+            await asyncio.wait_for(serving, 30)
         with pytest.raises(DeviceLostError):
             await near.connect(FAR4, 7)
         assert not near._users

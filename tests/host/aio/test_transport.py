@@ -90,7 +90,7 @@ def test_order_of_callbacks(keep_open):
             await until(lambda: client.got == b"late")
             protocol.transport.close()
         assert protocol.transport.is_closing()
-        assert await asyncio.wait_for(protocol.lost, 2) is None
+        assert await asyncio.wait_for(protocol.lost, 30) is None
         assert protocol.calls == ["made", "data", "eof", ("lost", type(None))]
         await until(lambda: client.fin_seen)
 
@@ -119,7 +119,7 @@ def test_reset_by_the_peer():
     async def test(nic, net, protocols):
         client, protocol = await opened(net, protocols)
         client.send(client.nxt, 4)  # RST
-        error = await asyncio.wait_for(protocol.lost, 2)
+        error = await asyncio.wait_for(protocol.lost, 30)
         assert isinstance(error, ConnectionResetError) and error.errno == errno.ECONNRESET
         assert protocol.calls == ["made", ("lost", ConnectionResetError)]
         protocol.transport.write(b"into the void")
@@ -137,7 +137,7 @@ def test_abort_resets_and_has_no_error():
         protocol.transport.write(b"x" * 100_000)
         protocol.transport.abort()
         assert protocol.transport.is_closing()
-        assert await asyncio.wait_for(protocol.lost, 2) is None
+        assert await asyncio.wait_for(protocol.lost, 30) is None
         await until(lambda: client.reset)
 
     serve(test)
@@ -196,7 +196,7 @@ def test_data_before_a_reset_are_delivered_when_reading_goes_on():
         await asyncio.sleep(0.02)
         assert protocol.calls == ["made"]
         protocol.transport.resume_reading()
-        assert isinstance(await asyncio.wait_for(protocol.lost, 2), ConnectionResetError)
+        assert isinstance(await asyncio.wait_for(protocol.lost, 30), ConnectionResetError)
         assert protocol.calls == ["made", "data", ("lost", ConnectionResetError)] and protocol.got == b"last words"
 
     serve(test)
@@ -342,7 +342,7 @@ def test_a_protocol_that_raises_is_aborted(where):
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
         client, protocol = await opened(net, protocols)
         client.write(b"x", fin=True)
-        assert isinstance(await asyncio.wait_for(protocol.lost, 2), ZeroDivisionError)
+        assert isinstance(await asyncio.wait_for(protocol.lost, 30), ZeroDivisionError)
         await until(lambda: client.reset)
         assert len(reported) == 1 and isinstance(reported[0]["exception"], ZeroDivisionError)
         assert where in reported[0]["message"]
@@ -366,7 +366,7 @@ def test_wrong_use():
         assert client.got == b"abc" and not protocol.lost.done()
         client.write(b"still", fin=True)
         await until(lambda: protocol.got == b"still")
-        await asyncio.wait_for(protocol.lost, 2)
+        await asyncio.wait_for(protocol.lost, 30)
 
     serve(test)
 
