@@ -16,7 +16,7 @@ from amaranth.sim import Simulator
 
 from hw.stream.beat import BeatLayout
 
-__all__ = ["WatchdogError", "always", "beats", "collect", "converts", "feed", "packets", "run", "sometimes"]
+__all__ = ["Session", "WatchdogError", "always", "beats", "collect", "converts", "feed", "packets", "run", "sometimes"]
 
 
 class WatchdogError(AssertionError):
@@ -61,6 +61,54 @@ def run(dut, *testbenches, cycles: int = 10_000, vcd: str | None = None, backgro
             sim.run()
     else:
         sim.run()
+
+
+class Session:
+    """A simulation that several scenarios use, each beginning where the one before has ended: what takes most of the time of
+    a short one is to make and compile it.
+
+    background: endless testbenches. An exception leaves the simulation as it was then; begin a new one.
+    """
+
+    def __init__(self, dut, *background) -> None:
+        top = Module()
+        top.domains.sync = ClockDomain()
+        top.submodules.dut = dut
+        self._sim = Simulator(top)
+        self._sim.add_clock(1e-6)
+
+        def wrap(testbench):
+            async def wrapped(ctx):
+                await testbench(ctx)
+
+            return wrapped
+
+        for endless in background:
+            self._sim.add_testbench(wrap(endless), background=True)
+        self._scenario = None
+        self._cycles = 0
+        self._sim.add_testbench(self._serve)
+        self._sim.add_testbench(self._count, background=True)
+
+    async def _serve(self, ctx) -> None:
+        while True:
+            if self._scenario is not None:
+                await self._scenario(ctx)
+                self._scenario = None
+            await ctx.tick()
+
+    async def _count(self, ctx) -> None:
+        while True:
+            await ctx.tick()
+            self._cycles += 1
+
+    def run(self, scenario, cycles: int = 10_000) -> None:
+        """Simulate until it returns. Raises `WatchdogError` after `cycles`."""
+        self._scenario, self._cycles = scenario, 0
+        while self._scenario is not None:
+            if self._cycles >= cycles:
+                raise WatchdogError(f"not finished after {cycles} cycles")
+            self._sim.advance()
 
 
 def converts(component) -> None:

@@ -17,7 +17,7 @@ from hw.config import NicConfig
 from hw.packet.meta import Reply, RxDispatch, RxMeta
 from hw.table.records import ConnectionKey, Lookup
 from hw.tcp.flow import FlowPacket
-from tests.hw.simulate import always, run
+from tests.hw.simulate import Session, always
 from tests.hw.tcp.model import MAPPED, Facts, ListenModel, Options, Outcome, SetupModel
 
 __all__ = ["ADDRESSES", "MACS", "Bench", "acknowledge", "fields_of", "random_facts", "syn"]
@@ -144,7 +144,21 @@ class Bench:
         self.lookup_delay = 1
         """Cycles until a look-up is answered; with the pipelined hash it must not be large."""
         self.flows: list[int] = []
-        self._over = False
+        self._session: Session | None = None
+        self._listening = False
+        self._go: dict[str, Callable[[], bool]] = {"dispatch": always, "reply": always}
+        self.restart()
+
+    def restart(self) -> None:
+        """What every test begins with: the model's keys, time and switches."""
+        model, ports = self.model, self.config.ports
+        model.mac = list(MACS[:ports])
+        model.key_current, model.key_previous, model.key_valid = bytes(range(16)), bytes(range(16, 32)), True
+        model.epoch, model.ts_clock, model.default_queue = 7, 0x12345678, 1
+        model.promiscuous, model.keep_bad = [False] * ports, [False] * ports
+        model.rss.key, model.rss.types = bytes(40), 0
+        self.held.clear()
+        self.lookup_delay = 1
 
     # Control
 
@@ -192,7 +206,10 @@ class Bench:
         return got[1]
 
     async def listen_usually(self, ctx: Any) -> None:
-        """Listeners of every kind on ports 80 and 81; none on 82."""
+        """Listeners of every kind on ports 80 and 81; none on 82. They stay, as a search of the table takes long."""
+        if self._listening:
+            return
+        self._listening = True
         flags = ListenFlag
         await self.listen(ctx, port=80, address=V4 & M32, flags=flags.ECN, queue=3)
         await self.listen(ctx, port=80, address=V6, flags=flags.IPV6 | flags.ECN, queue=4, mss=1440)
@@ -248,13 +265,14 @@ class Bench:
         self.counted.clear()
         self.dispatched.clear()
         self.replied.clear()
+        self.flows.clear()
 
     # Monitors
 
-    async def _watch(self, ctx: Any, stream: Any, into: list[int], go: Callable[[], bool]) -> None:
+    async def _watch(self, ctx: Any, stream: Any, into: list[int], name: str) -> None:
         payload = Value.cast(stream.payload)
-        while not self._over:
-            ready = go()
+        while True:
+            ready = self._go[name]()
             ctx.set(stream.ready, ready)
             _, _, valid, value = await ctx.tick().sample(stream.valid, payload)
             if valid and ready:
@@ -268,8 +286,6 @@ class Bench:
         waiting: list[tuple[int, int]] = []
         ctx.set(connection.ready, 1)
         for now in itertools.count():
-            if self._over:
-                return
             ready = bool(waiting) and waiting[0][0] <= now
             ctx.set(lookup.valid, ready)
             ctx.set(result, waiting[0][1] if ready else 0)
@@ -285,7 +301,7 @@ class Bench:
     async def _flow(self, ctx: Any) -> None:
         """Segments for the teardown engine."""
         payload = Value.cast(self.dut.flow.payload)
-        while not self._over:
+        while True:
             _, _, valid, value = await ctx.tick().sample(self.dut.flow.valid, payload)
             if valid:
                 self.flows.append(value)
@@ -296,7 +312,7 @@ class Bench:
 
     async def _count(self, ctx: Any) -> None:
         counts = Value.cast(self.dut.counts)
-        while not self._over:
+        while True:
             _, _, value = await ctx.tick().sample(counts)
             if value:
                 self.counted += Counter(fields_of(self.dut.counts.shape(), value))
@@ -309,19 +325,23 @@ class Bench:
         reply_go: Callable[[], bool] = always,
         cycles: int = 20_000,
     ) -> None:
-        """Simulate until the scenario ends."""
+        """Simulate until the scenario ends. The next one goes on in the same simulation: what was made and compiled for one
+        serves them all, listeners included."""
+        self._go = {"dispatch": dispatch_go, "reply": reply_go}
 
         async def bench(ctx: Any) -> None:
+            self.clear()
             await scenario(ctx)
-            self._over = True
 
-        run(
-            self.dut,
-            bench,
-            lambda ctx: self._watch(ctx, self.dut.dispatch, self.dispatched, dispatch_go),
-            lambda ctx: self._watch(ctx, self.dut.syn_ack, self.replied, reply_go),
-            self._look_up,
-            self._flow,
-            self._count,
-            cycles=cycles,
-        )
+        if self._session is None:
+            self._session = Session(
+                self.dut,
+                lambda ctx: self._watch(ctx, self.dut.dispatch, self.dispatched, "dispatch"),
+                lambda ctx: self._watch(ctx, self.dut.syn_ack, self.replied, "reply"),
+                self._look_up,
+                self._flow,
+                self._count,
+            )
+        self._session.run(bench, cycles)
+        self._go = {"dispatch": always, "reply": always}
+        self._session.run(self.settle, cycles)

@@ -27,13 +27,23 @@ M32 = (1 << 32) - 1
 HASHES = pytest.mark.parametrize("pipelined", (True, False), ids=("pipelined", "iterative"))
 
 
-def make(pipelined=True, **changes):
+_benches = {}
+
+
+def make(pipelined=True, *, fresh=False, **changes):
+    """The bench of that configuration, as other tests have left it: with the usual listeners or with none, idle; a fresh one has none."""
     config = NicConfig(**({"listeners": 8, "packets": 64, "pipelined_hash": pipelined} | changes))
-    bench = Bench(Setup(config), config)
-    bench.model.mac = list(MACS[: config.ports])
-    bench.model.key_current, bench.model.key_previous = bytes(range(16)), bytes(range(16, 32))
-    bench.model.epoch, bench.model.ts_clock, bench.model.default_queue = 7, 0x12345678, 1
+    bench = None if fresh else _benches.pop(config, None)
+    if bench is None:
+        bench = Bench(Setup(config), config)
+    bench.restart()
     return bench
+
+
+def run_in(bench, scenario, **options):
+    """Run it; the bench is kept for the next test unless this one fails."""
+    bench.run(scenario, **options)
+    _benches[bench.config] = bench
 
 
 def random_batch(rng, ports, offers, count):
@@ -95,7 +105,8 @@ def test_random_traffic(pipelined, ports, seed, pauses):
                 model.key_previous = model.key_current
                 model.key_current = rng.choice((model.key_current, rng.randbytes(16)))
 
-    bench.run(
+    run_in(
+        bench,
         scenario,
         dispatch_go=sometimes(seed + 1, 0.7) if pauses else lambda: True,
         reply_go=sometimes(seed + 2, 0.8) if pauses else lambda: True,
@@ -146,7 +157,7 @@ def test_every_reason_is_counted():
         (outcome,) = await bench.compare(ctx, [syn()])
         assert outcome.counters[-1] == "setup_drop_no_secret"
 
-    bench.run(scenario)
+    run_in(bench, scenario)
 
 
 def verdicts(bench):
@@ -184,7 +195,7 @@ def test_every_flipped_bit_of_the_acknowledgment_is_rejected(pipelined):
         for timestamps in (0, 1):
             await flip(ctx, timestamps)
 
-    bench.run(scenario)
+    run_in(bench, scenario)
 
 
 @pytest.mark.slow
@@ -214,7 +225,7 @@ def test_rotation():
             await bench.compare(ctx, [answer])
             assert verdicts(bench) == [Verdict.PLAIN]
 
-    bench.run(scenario)
+    run_in(bench, scenario)
 
 
 @pytest.mark.slow
@@ -231,7 +242,7 @@ def test_no_secret_verifies_nothing():
         await bench.compare(ctx, [acknowledge(facts, outcome.reply)])
         assert bench.counted["setup_cookie_bad"] == 1 and verdicts(bench) == [Verdict.PLAIN]
 
-    bench.run(scenario)
+    run_in(bench, scenario)
 
 
 def test_deferred_accept():
@@ -248,12 +259,12 @@ def test_deferred_accept():
         assert [result.keep for result in results] == [False, True, True, False]
         assert bench.counted["setup_deferred"] == 2 and bench.counted["setup_cookie_good"] == 4
 
-    bench.run(scenario)
+    run_in(bench, scenario)
 
 
 @pytest.mark.slow
 def test_paused_and_resumed():
-    bench = make()
+    bench = make(fresh=True)
 
     async def scenario(ctx):
         await bench.listen(ctx, port=80, flags=ListenFlag.ANY_ADDRESS)
@@ -310,7 +321,7 @@ def test_handshake_in_whole_frames():
         for ipv6, vlan, timestamps in itertools.product((0, 1), (False, True), (False, True)):
             await handshake(ctx, ipv6, vlan, timestamps)
 
-    bench.run(scenario)
+    run_in(bench, scenario)
 
 
 @pytest.mark.parametrize("pipelined, to_dispatch, to_reply", ((True, 46, 46), pytest.param(False, 30, 30, marks=pytest.mark.slow)))
@@ -333,7 +344,7 @@ def test_latency(pipelined, to_dispatch, to_reply):
             ctx.set(dut.meta.valid, 0)
         assert times == {"dispatch": to_dispatch, "syn_ack": to_reply}
 
-    bench.run(scenario)
+    run_in(bench, scenario)
 
 
 def test_a_syn_per_cycle():
@@ -360,7 +371,7 @@ def test_a_syn_per_cycle():
         for cycles in arrivals.values():
             assert cycles == list(range(cycles[0], cycles[0] + count))
 
-    bench.run(scenario)
+    run_in(bench, scenario)
 
 
 @pytest.mark.slow
@@ -383,7 +394,7 @@ def test_replies_without_room_are_dropped_and_counted():
         replies = [data.Const(Reply, number) for number in bench.replied]
         assert [reply.ack for reply in replies] == list(range(1, REPLIES + 3))
 
-    bench.run(scenario, reply_go=lambda: open_[0])
+    run_in(bench, scenario, reply_go=lambda: open_[0])
 
 
 @pytest.mark.slow
@@ -402,7 +413,7 @@ def test_stalled_host_does_not_stall_replies():
         await bench.settle(ctx)
         assert len(bench.dispatched) == 64
 
-    bench.run(scenario, dispatch_go=lambda: open_[0])
+    run_in(bench, scenario, dispatch_go=lambda: open_[0])
 
 
 def test_small_engine_passes_what_needs_no_hash():
@@ -425,7 +436,7 @@ def test_small_engine_passes_what_needs_no_hash():
             ctx.set(dut.meta.valid, 0)
             await bench.settle(ctx)
 
-    bench.run(scenario)
+    run_in(bench, scenario)
     assert taken == [105, 10]
 
 
@@ -453,7 +464,6 @@ def test_flood_of_syns_is_answered_on_the_wire():
     config = NicConfig(listeners=8, packets=64)
     dut = Replier(config)
     bench = Bench(dut.setup, config)
-    bench.model.mac, bench.model.key_current = [MACS[0]], bytes(range(16))
     flood = [syn(seq=i) for i in range(100)]
     first_beat, taken = [], []
 
@@ -532,7 +542,7 @@ def test_segments_of_held_connections(pipelined):
         await bench.settle(ctx)
         assert bench.replied == [reply.as_value().value for reply in answers]
 
-    bench.run(scenario)
+    run_in(bench, scenario)
 
 
 def test_the_small_engine_waits_for_slow_lookups():
@@ -544,4 +554,4 @@ def test_the_small_engine_waits_for_slow_lookups():
         await bench.listen_usually(ctx)
         await bench.compare(ctx, [syn(src_port=1000 + k, flags=0x10 if k % 3 else 0x02) for k in range(60)])
 
-    bench.run(scenario)
+    run_in(bench, scenario)
