@@ -24,7 +24,7 @@ from acceltcp.abi.wire import TCP_OPTION_BYTES_MAX, WSCALE_MAX, TCPOption
 from .delay import Delay
 from .meta import TcpOptions
 
-__all__ = ["OptionsParser"]
+__all__ = ["WORDS", "Decoded", "OptionsParser", "decode_byte", "walk_word"]
 
 WORDS = TCP_OPTION_BYTES_MAX // 4
 
@@ -45,6 +45,7 @@ class Decoded(data.Struct):
     wscale: 1
     sack: 1
     timestamps: 1
+    sack_blocks: 1
 
 
 class Place(data.Struct):
@@ -65,6 +66,63 @@ class State(data.Struct):
     mss: Place
     wscale: Place
     timestamps: Place
+
+
+def decode_byte(m, word, at, i, left, decoded):
+    """Registers the meaning of byte `at` of the list, which is byte `i` of `word`; `left` bytes are options from the word on."""
+    kind = word[8 * i : 8 * i + 8]
+    length = word[8 * i + 8 : 8 * i + 16] if at + 1 < TCP_OPTION_BYTES_MAX else C(0, 8)
+    end = Signal(name=f"end{at}")
+    nop = Signal(name=f"nop{at}")
+    bad = Signal(name=f"bad{at}")
+    after = Signal(9, name=f"after{at}")  # from the word's start to the option's end
+    m.d.comb += [
+        end.eq(kind == TCPOption.EOL),
+        nop.eq(kind == TCPOption.NOP),
+        after.eq(length + i),
+    ]
+    wrong = Signal(name=f"wrong{at}")
+    with m.Switch(kind):
+        for option in (TCPOption.MSS, TCPOption.WSCALE, TCPOption.SACK_PERMITTED, TCPOption.TIMESTAMPS):
+            with m.Case(option):
+                m.d.comb += wrong.eq(length != option.length)
+        with m.Case(TCPOption.SACK):
+            m.d.comb += wrong.eq(~Cat(length == good for good in SACK_LENGTHS).any())
+    m.d.comb += bad.eq(~end & ~nop & ((length < 2) | (after > left) | wrong))
+    option = ~end & ~nop & ~bad
+    m.d.sync += [
+        decoded.end.eq(end),
+        decoded.bad.eq(bad),
+        decoded.step1.eq(nop),
+        decoded.step2.eq(option & (length == 2)),
+        decoded.step3.eq(option & (length == 3)),
+        decoded.leaves.eq((option & (after >= 4)) | (nop if i == 3 else 0)),
+        decoded.rest.eq(Mux(nop, 0, after - 4)),
+        decoded.mss.eq(option & (kind == TCPOption.MSS)),
+        decoded.wscale.eq(option & (kind == TCPOption.WSCALE)),
+        decoded.sack.eq(option & (kind == TCPOption.SACK_PERMITTED)),
+        decoded.timestamps.eq(option & (kind == TCPOption.TIMESTAMPS)),
+        decoded.sack_blocks.eq(option & (kind == TCPOption.SACK)),
+    ]
+
+
+def walk_word(m, k, live, skip, decoded):
+    """At which bytes of word `k` an option starts, and how many bytes, from the next word on, belong to options seen by then.
+
+    live: the list goes on in this word. skip: bytes, from this word on, that belong to an option already seen.
+    """
+    starts = Signal(4, name=f"starts{k}")
+    for i in range(4):
+        reached = live & (skip == i)
+        for steps, name in ((1, "step1"), (2, "step2"), (3, "step3")):
+            if i >= steps:
+                reached = reached | (starts[i - steps] & decoded[i - steps][name])
+        m.d.comb += starts[i].eq(reached)
+    # At most one option leaves the word, and none can if the word lies inside one.
+    rest = Mux(skip >= 4, skip - 4, 0)[:6]
+    for i in range(4):
+        rest = rest | Mux(starts[i] & decoded[i].leaves, decoded[i].rest, 0)
+    return starts, rest
 
 
 class OptionsParser(wiring.Component):
@@ -98,7 +156,7 @@ class OptionsParser(wiring.Component):
             first, beyond = 32 * k, min(32 * k + 40, 8 * TCP_OPTION_BYTES_MAX)
             part = self._delay(m, f"word{k}", k, self.octets[first:beyond])
             for i in range(4):
-                self._decode(m, part, 4 * k + i, i, left, decoded[i])
+                decode_byte(m, part, 4 * k + i, i, left, decoded[i])
             later_words = Signal(range(WORDS + 1), name=f"words{k}", reset_less=True)
             m.d.sync += later_words.eq(words)
             words = later_words
@@ -117,53 +175,11 @@ class OptionsParser(wiring.Component):
         m.d.comb += delay.i.eq(octets)
         return delay.o
 
-    def _decode(self, m, word, at, i, left, decoded):
-        """Registers the meaning of byte `at`, which is byte `i` of `word`."""
-        kind = word[8 * i : 8 * i + 8]
-        length = word[8 * i + 8 : 8 * i + 16] if at + 1 < TCP_OPTION_BYTES_MAX else C(0, 8)
-        end = Signal(name=f"end{at}")
-        nop = Signal(name=f"nop{at}")
-        bad = Signal(name=f"bad{at}")
-        after = Signal(9, name=f"after{at}")  # from the word's start to the option's end
-        m.d.comb += [
-            end.eq(kind == TCPOption.EOL),
-            nop.eq(kind == TCPOption.NOP),
-            after.eq(length + i),
-        ]
-        wrong = Signal(name=f"wrong{at}")
-        with m.Switch(kind):
-            for option in (TCPOption.MSS, TCPOption.WSCALE, TCPOption.SACK_PERMITTED, TCPOption.TIMESTAMPS):
-                with m.Case(option):
-                    m.d.comb += wrong.eq(length != option.length)
-            with m.Case(TCPOption.SACK):
-                m.d.comb += wrong.eq(~Cat(length == good for good in SACK_LENGTHS).any())
-        m.d.comb += bad.eq(~end & ~nop & ((length < 2) | (after > left) | wrong))
-        option = ~end & ~nop & ~bad
-        m.d.sync += [
-            decoded.end.eq(end),
-            decoded.bad.eq(bad),
-            decoded.step1.eq(nop),
-            decoded.step2.eq(option & (length == 2)),
-            decoded.step3.eq(option & (length == 3)),
-            decoded.leaves.eq((option & (after >= 4)) | (nop if i == 3 else 0)),
-            decoded.rest.eq(Mux(nop, 0, after - 4)),
-            decoded.mss.eq(option & (kind == TCPOption.MSS)),
-            decoded.wscale.eq(option & (kind == TCPOption.WSCALE)),
-            decoded.sack.eq(option & (kind == TCPOption.SACK_PERMITTED)),
-            decoded.timestamps.eq(option & (kind == TCPOption.TIMESTAMPS)),
-        ]
-
     def _walk(self, m, k, state, present, decoded, after):
         """Registers the state after word `k`."""
         live = Signal(name=f"live{k}")
-        starts = Signal(4, name=f"starts{k}")  # an option starts at this byte
         m.d.comb += live.eq(present & ~state.done)
-        for i in range(4):
-            reached = live & (state.skip == i)
-            for steps, name in ((1, "step1"), (2, "step2"), (3, "step3")):
-                if i >= steps:
-                    reached = reached | (starts[i - steps] & decoded[i - steps][name])
-            m.d.comb += starts[i].eq(reached)
+        starts, skip = walk_word(m, k, live, state.skip, decoded)
 
         def any_start(name):
             return Cat(starts[i] & decoded[i][name] for i in range(4)).any()
@@ -173,11 +189,7 @@ class OptionsParser(wiring.Component):
             after.bad.eq(state.bad | any_start("bad")),
             after.sack.eq(state.sack | any_start("sack")),
         ]
-        # At most one option leaves the word, and none can if the word lies inside one.
-        rest = Mux(state.skip >= 4, state.skip - 4, 0)[:6]
-        for i in range(4):
-            rest = rest | Mux(starts[i] & decoded[i].leaves, decoded[i].rest, 0)
-        m.d.sync += after.skip.eq(rest)
+        m.d.sync += after.skip.eq(skip)
         for name in ("mss", "wscale", "timestamps"):
             place, new = getattr(state, name), getattr(after, name)
             m.d.sync += new.eq(place)
