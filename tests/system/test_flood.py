@@ -12,15 +12,15 @@ from sim.flood import flood
 from .namespace import isolated
 from .world import MAC, NIC4, NIC6, TAP, Service, folder, request, wait_until
 
-SYNS = 10_000
+SYNS_PER_S = 3333
 FETCHES = 20
 PAGE = b"<h1>page</h1>\n" * 50
 SPOOFED_MAC = 0x02_00_00_00_00_99
 
 
-def attack() -> float:
+def attack(count: int) -> float:
     return flood(
-        TAP, SYNS, per_second=SYNS / 3, seed=7, dst_mac=int(MAC.replace(":", ""), 16), src_mac=SPOOFED_MAC,
+        TAP, count, per_second=SYNS_PER_S, seed=7, dst_mac=int(MAC.replace(":", ""), 16), src_mac=SPOOFED_MAC,
         address=NIC4, port=80,
     )  # fmt: skip
 
@@ -36,7 +36,8 @@ def fetch(count: int) -> None:
 
 @isolated
 @pytest.mark.slow
-def test_flood() -> None:
+@pytest.mark.parametrize("syns", [4000, pytest.param(10_000, marks=pytest.mark.long)])
+def test_flood(syns: int) -> None:
     with folder() as where:
         pages = where / "pages"
         pages.mkdir()
@@ -55,17 +56,17 @@ def test_flood() -> None:
             assert quiet["setup_syn"] == quiet["setup_syn_ack"] == FETCHES
 
             before = service.stats()["counters"]
-            thread = threading.Thread(target=attack, daemon=True)
+            thread = threading.Thread(target=attack, args=(syns,), daemon=True)
             thread.start()
             fetch(FETCHES)
             thread.join(60)
             assert not thread.is_alive()
-            wait_until("every SYN is answered", lambda: grown(before)["setup_syn_ack"] >= SYNS + FETCHES, 60)
+            wait_until("every SYN is answered", lambda: grown(before)["setup_syn_ack"] >= syns + FETCHES, 60)
             time.sleep(0.5)
             flooded = grown(before)
             print("without flood", quiet, "with flood", flooded, sep="\n")
             # A fetch takes a few host packets, more or less as the timing falls; a flood adds none.
-            assert flooded["setup_syn"] == flooded["setup_syn_ack"] >= SYNS + FETCHES
+            assert flooded["setup_syn"] == flooded["setup_syn_ack"] >= syns + FETCHES
             assert (
                 sum(value for name, value in flooded.items() if name.startswith(("rx_drop", "setup_drop")))
                 == 0
@@ -74,8 +75,8 @@ def test_flood() -> None:
             assert flooded["rx_host_bytes"] <= 1.5 * quiet["rx_host_bytes"]
 
             before = service.stats()["counters"]
-            attack()
-            wait_until("every SYN is answered", lambda: grown(before)["setup_syn_ack"] == SYNS, 60)
+            attack(syns)
+            wait_until("every SYN is answered", lambda: grown(before)["setup_syn_ack"] == syns, 60)
             alone = grown(before)
             # Neighbours may look each other up again; nothing that grows with the flood.
             assert alone["rx_host_packets"] <= 8

@@ -12,12 +12,11 @@ from .namespace import isolated
 from .world import NIC, Service, connect, exchange, folder, together
 
 WIRE = "loss=0.02&duplicate=0.02&reorder=0.02&reorder_delay=5ms"
-DOWNLOAD = 10_000_000
 
 
 @isolated
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_echo(seed: int) -> None:
     """Twenty connections at once, from 1 byte to 1 MB."""
     rng = random.Random(seed)
@@ -53,12 +52,13 @@ def test_corruption() -> None:
 
 @isolated
 @pytest.mark.slow
-def test_download() -> None:
-    """Ten megabytes from the server over the same wire."""
+@pytest.mark.parametrize("size", [2_000_000, pytest.param(10_000_000, marks=pytest.mark.long)])
+def test_download(size: int) -> None:
+    """Megabytes from the server over the same wire."""
     with folder() as where:
         pages = where / "pages"
         pages.mkdir()
-        data = random.Random(3).randbytes(DOWNLOAD)
+        data = random.Random(3).randbytes(size)
         (pages / "big").write_bytes(data)
         with (
             Service("http", "--directory", str(pages), folder=where, sim=f"{WIRE}&seed=3") as service,
@@ -71,4 +71,4 @@ def test_download() -> None:
             body = bytes(reply).partition(b"\r\n\r\n")[2]
             assert len(body) == len(data)
             assert hashlib.sha256(body).digest() == hashlib.sha256(data).digest()
-            assert service.stats()["counters"]["tx_host_packets"] > DOWNLOAD // 1460
+            assert service.stats()["counters"]["tx_host_packets"] > size // 1460

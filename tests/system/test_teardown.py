@@ -240,9 +240,9 @@ def mix(count: int, rng: random.Random) -> Iterator[tuple[str, int, int, str]]:
 
 @isolated
 @pytest.mark.slow
-@pytest.mark.parametrize("count, seed", [(1000, 1)])
+@pytest.mark.parametrize("count, seed", [(250, 1), pytest.param(1000, 1, marks=pytest.mark.long)])
 def test_bad_wire(count: int, seed: int) -> None:
-    """A thousand connections over a wire that loses a tenth, duplicates and reorders, both ways."""
+    """Hundreds of connections over a wire that loses a tenth, duplicates and reorders, both ways."""
     rng = random.Random(seed)
     with folder() as where:
         capture = where / "bad.pcap"
@@ -258,10 +258,11 @@ def test_bad_wire(count: int, seed: int) -> None:
             software = here.do(here.nic.stats)["flows"]["software"]
         print(f"seed {seed}: {outcomes}")
         # A few had lost segments to send again at their end, and it was over by then: those the host has closed.
-        assert outcomes["opened"] + software == count and software <= count // 50, (outcomes, software)
+        few = max(count // 50, 12)
+        assert outcomes["opened"] + software == count and software <= few, (outcomes, software)
         # A client whose last acknowledgment was lost may be gone when we repeat our FIN: nothing else may go wrong.
         reset = outcomes.get("reset", 0)
-        assert outcomes["closed"] + reset == outcomes["opened"] and reset <= count // 50
+        assert outcomes["closed"] + reset == outcomes["opened"] and reset <= few
         assert tshark(capture, MALFORMED, "frame.number") == []
         assert bad_checksums(capture, None) == []
         assert acknowledged_unsent(capture) == []

@@ -13,7 +13,9 @@ from .namespace import isolated
 from .test_capture import MALFORMED, bad_checksums, tshark
 from .world import KERNEL4, KERNEL6, MAC, NIC4, NIC6, World, folder, together, wait_until
 
-PLAN = [(1, 1), (0, 1), (1, 0), (0, 0), (1448, 1449), (30_000, 70_000), (400_000, 0), (0, 400_000), (200_000, 200_000)]
+PLAN = [(1, 1), (0, 1), (1, 0), (0, 0), (1448, 1449), (30_000, 70_000)]
+SIZES = [150_000, pytest.param(400_000, marks=pytest.mark.long)]
+"""Bytes of the large ones."""
 WIRES = {
     "clean": "",
     "bad": "loss=0.02&duplicate=0.02&reorder=0.02&reorder_delay=5ms&seed=4",
@@ -21,18 +23,25 @@ WIRES = {
 }
 
 
+def whole_plan(size: int) -> list[tuple[int, int]]:
+    """How many bytes go up and down: a few at most, or large transfers each way and both ways."""
+    return [*PLAN, (size, 0), (0, size), (size // 2, size // 2)]
+
+
 @isolated
 @pytest.mark.slow
 @pytest.mark.parametrize("wire", WIRES)
-def test_kernel_opens(wire: str) -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_kernel_opens(wire: str, size: int) -> None:
     """Every size, each way and both ways at once; with setup and teardown in the NIC, and with all in the host."""
+    plan = whole_plan(size)
     with World(WIRES[wire]) as world:
         for number, switches in enumerate(({}, {"setup": False, "teardown": False})):
             server = OurServer()
             listening = world.listen(PORT, server, **switches)
-            for up, down in PLAN:
+            for up, down in plan:
                 kernel_opens((NIC4, NIC6)[number], up, down)
-            world.call(served(server, len(PLAN)))
+            world.call(served(server, len(plan)))
             world.call(listening.close())
         wait_until("all are closed", lambda: not world.do(lambda: world.nic.endpoint.connections), 30)
         assert world.tcp_stats()["failed"] == 0, world.tcp_stats()
@@ -41,13 +50,15 @@ def test_kernel_opens(wire: str) -> None:
 @isolated
 @pytest.mark.slow
 @pytest.mark.parametrize("wire", WIRES)
-def test_we_open(wire: str) -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_we_open(wire: str, size: int) -> None:
     """The host opens; the kernel serves."""
+    plan = whole_plan(size)
     with World(WIRES[wire]) as world:
         server = KernelServer()
-        for number, (up, down) in enumerate(PLAN):
+        for number, (up, down) in enumerate(plan):
             world.call(we_open(world.nic, (KERNEL4, KERNEL6)[number % 2], up, down))
-        world.call(served(server, len(PLAN)))
+        world.call(served(server, len(plan)))
         assert world.tcp_stats()["failed"] == 0, world.tcp_stats()
 
 
