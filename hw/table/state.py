@@ -26,6 +26,8 @@ ULTRA_DEPTH, BLOCK_DEPTH = 16384, 256
 class StateMemory(wiring.Component):
     """Read-modify-write memory of `depth` records of `layout`; `side` is the shape of what travels along.
 
+    ram_style: what the memory is made of, as Vivado names it; None: by `depth`.
+
     Members
     -------
     i_valid, i_index, i_side: an operation.
@@ -36,8 +38,9 @@ class StateMemory(wiring.Component):
 
     latency = 4
 
-    def __init__(self, layout, depth, side):
+    def __init__(self, layout, depth, side, ram_style=None):
         self._layout, self._depth = layout, depth
+        self._style = ram_style or ("ultra" if depth >= ULTRA_DEPTH else "block" if depth >= BLOCK_DEPTH else "distributed")
         index = range(depth)
         super().__init__(
             {
@@ -61,9 +64,8 @@ class StateMemory(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         depth = self._depth
-        style = "ultra" if depth >= ULTRA_DEPTH else "block" if depth >= BLOCK_DEPTH else "distributed"
         m.submodules.memory = memory = Memory(
-            shape=self._layout, depth=depth, init=[], attrs={"ram_style": style}
+            shape=self._layout, depth=depth, init=[], attrs={"ram_style": self._style}
         )
         change, read = memory.write_port(), memory.read_port()
         writes = Signal()

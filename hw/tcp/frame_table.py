@@ -1,6 +1,6 @@
-"""`FrameTable`: reads tables of final frames from host memory for two clients.
+"""`FrameTable`: reads tables of final frames from host memory for two clients, and other tables of that shape for more.
 
-A table holds up to 16 `FINAL_FRAME` entries of 16 bytes and starts at a multiple of 256 bytes, so it is one
+A table holds up to 16 entries of 16 bytes, such as `FINAL_FRAME`, and starts at a multiple of 256 bytes, so it is one
 burst of up to four beats. Requests are answered in order, entry by entry, to the client that asked.
 
 * Latency: 1 cycle to the bus, 3 from it. Throughput: one entry per cycle; requests follow each other without
@@ -8,6 +8,7 @@ burst of up to four beats. Requests are answered in order, entry by entry, to th
   0.95 entries per cycle with tables of 16 entries; with tables of up to four, `TABLES` tables per round trip.
 * Registered: `read.request`; `entries` is one multiplexer behind registers.
 * Overflow: a burst is asked for only when there is room for its data. With `hold` none is begun for the second client.
+* The second client asks most and is served last; the others are served in their order.
 * Reset: forgets everything; what the bus still owes must have been waited for (`hold`, `idle`).
 """
 
@@ -26,7 +27,6 @@ from .flow import FRAMES_BITS, TABLE_BITS
 
 __all__ = ["FrameEntry", "FrameTable", "TableRequest"]
 
-CLIENTS = 2
 TABLES = 32
 """Tables in flight or waiting."""
 
@@ -43,7 +43,8 @@ class TableRequest(data.Struct):
 
 
 class FrameEntry(data.Struct):
-    """An entry of the table. `error`: the bus refused this one or an earlier one of the table."""
+    """An entry of the table; of another kind of table its plain bits. `error`: the bus refused this one or an earlier one of
+    the table."""
 
     entry: message_layout(FINAL_FRAME)
     last: 1
@@ -53,6 +54,10 @@ class FrameEntry(data.Struct):
 class FrameTable(wiring.Component):
     """See the module's text.
 
+    Parameters
+    ----------
+    clients: how many there are, at least 2.
+
     Members
     -------
     requests: In(stream of TableRequest), one per client; the first has the right of way.
@@ -61,11 +66,14 @@ class FrameTable(wiring.Component):
     hold: begin no burst for the second client. idle: none is in flight. busy: something is inside.
     """
 
-    def __init__(self):
+    def __init__(self, clients=2):
+        if not isinstance(clients, int) or clients < 2:
+            raise ValueError(f"clients must be at least 2, not {clients!r}")
+        self._clients = clients
         super().__init__(
             {
-                "requests": In(stream.Signature(TableRequest)).array(CLIENTS),
-                "entries": Out(stream.Signature(FrameEntry)).array(CLIENTS),
+                "requests": In(stream.Signature(TableRequest)).array(clients),
+                "entries": Out(stream.Signature(FrameEntry)).array(clients),
                 "read": Out(ReadPort()),
                 "hold": In(1),
                 "idle": Out(1),
@@ -75,33 +83,39 @@ class FrameTable(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        job = data.StructLayout({"client": 1, "frames": FRAMES_BITS})
+        job = data.StructLayout({"client": range(self._clients), "frames": FRAMES_BITS})
         octets = data.StructLayout({"data": 8 * AXI_BYTES, "error": 1})
         m.submodules.jobs = jobs = StreamFifo(job, TABLES)
         m.submodules.beats = beats = StreamFifo(octets, BEATS, kind="block")
 
-        # Requests: the first client's first. There is room for all their beats before they are asked for.
+        # Requests. There is room for all their beats before they are asked for.
         request = Signal(ReadRequest, reset_less=True)
         request_valid = Signal()
         room = Signal(range(BEATS + 1), init=BEATS)
         need = Signal(range(BEATS + 1))
         chosen = Signal(TableRequest)
-        client = Signal()
+        client = Signal(range(self._clients))
         go, wanted, taken, popped = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            client.eq(~self.requests[0].valid),
-            wanted.eq(self.requests[0].valid | self.requests[1].valid & ~self.hold),
-            chosen.eq(Mux(client, Value.cast(self.requests[1].payload), Value.cast(self.requests[0].payload))),
+            # Whoever has nothing to ask leaves it to the second client.
+            client.eq(1),
+            wanted.eq(Cat(request.valid & (~self.hold if k == 1 else 1) for k, request in enumerate(self.requests)).any()),
             need.eq((chosen.frames >> exact_log2(ENTRIES)) + 1),
             go.eq(wanted & (~request_valid | self.read.request.ready) & (room >= 4) & jobs.i.ready),
-            self.requests[0].ready.eq(go & ~client),
-            self.requests[1].ready.eq(go & client),
             jobs.i.valid.eq(go),
             jobs.i.p.client.eq(client),
             jobs.i.p.frames.eq(chosen.frames),
             self.read.request.valid.eq(request_valid),
             self.read.request.payload.eq(request),
         ]
+        # The last assignment counts.
+        for k in (*range(self._clients - 1, 1, -1), 0):
+            with m.If(self.requests[k].valid):
+                m.d.comb += client.eq(k)
+        with m.Switch(client):
+            for k, one in enumerate(self.requests):
+                with m.Case(k):
+                    m.d.comb += [chosen.eq(one.payload), one.ready.eq(go)]
         with m.If(self.read.request.ready):
             m.d.sync += request_valid.eq(0)
         with m.If(go):
@@ -126,6 +140,7 @@ class FrameTable(wiring.Component):
         entry = Signal(FrameEntry)
         entries = Value.cast(beats.o.p.data)
         valid, ready = Signal(), Signal()
+        ready_of = Array(out.ready for out in self.entries)
         inner = at[: exact_log2(ENTRIES)]
         with m.Switch(inner):
             for k in range(ENTRIES):
@@ -135,7 +150,7 @@ class FrameTable(wiring.Component):
             entry.last.eq(at == jobs.o.p.frames),
             entry.error.eq(bad | beats.o.p.error),
             valid.eq(jobs.o.valid & beats.o.valid),
-            ready.eq(Mux(jobs.o.p.client, self.entries[1].ready, self.entries[0].ready)),
+            ready.eq(ready_of[jobs.o.p.client]),
             taken.eq(valid & ready),
             popped.eq(taken & (entry.last | inner.all())),
             beats.o.ready.eq(popped),
@@ -147,6 +162,6 @@ class FrameTable(wiring.Component):
             m.d.sync += [at.eq(Mux(entry.last, 0, at + 1)), bad.eq(entry.error & ~entry.last)]
         m.d.comb += [
             self.idle.eq((owed == 0) & ~request_valid),
-            self.busy.eq((room != BEATS) | self.requests[0].valid | self.requests[1].valid | (jobs.level != 0)),
+            self.busy.eq((room != BEATS) | Cat(one.valid for one in self.requests).any() | (jobs.level != 0)),
         ]
         return m

@@ -1,4 +1,4 @@
-"""FrameTable: entries of tables in host memory, in order, to the client that asked; room, errors, `hold`."""
+"""FrameTable: entries of tables in host memory, in order, to the client that asked; room, errors, `hold`, turns."""
 
 # amaranth: UnusedElaboratable=no
 from __future__ import annotations
@@ -90,17 +90,17 @@ def test_every_length(frames):
     run(dut, bench, background=[memory.bus])
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_two_clients(seed):
+@pytest.mark.parametrize("seed, clients", [(0, 2), (1, 2), (2, 2), (3, 3), (4, 3), (5, 4)])
+def test_several_clients(seed, clients):
     """Each gets its own tables in the order of its requests, with the errors of each table from the refused beat on."""
     rng = random.Random(seed)
     go = (lambda n: sometimes(seed * 9 + n, 0.6)) if seed else (lambda n: always)
-    dut = FrameTable()
+    dut = FrameTable(clients)
     memory = HostMemory(dut, latency=rng.choice((1, 30)), go=go(0), gap=go(1))
-    asked: list[list[tuple[int, int]]] = [[], []]
-    wanted: list[list[tuple[int, int, int]]] = [[], []]
+    asked: list[list[tuple[int, int]]] = [[] for _ in range(clients)]
+    wanted: list[list[tuple[int, int, int]]] = [[] for _ in range(clients)]
     for at in range(80):
-        client, frames = rng.randrange(2), rng.choice((1, 4, 5, 16, rng.randrange(1, 17)))
+        client, frames = rng.randrange(clients), rng.choice((1, 4, 5, 16, rng.randrange(1, 17)))
         bad = rng.choice((0, 1, 2, 3, *[4] * 6))  # the beat that is refused
         entries = memory.table(rng, at, frames)
         if bad < 4:
@@ -110,16 +110,16 @@ def test_two_clients(seed):
 
     async def client(ctx, number):
         values = [raw(*one) for one in asked[number]]
-        await feed(ctx, dut.requests[number], values, go(2 + number))
+        await feed(ctx, dut.requests[number], values, go(10 + number))
 
     async def check(ctx, number):
-        got = entries_of(await collect(ctx, dut.entries[number], len(wanted[number]), go(4 + number)))
+        got = entries_of(await collect(ctx, dut.entries[number], len(wanted[number]), go(20 + number)))
         assert got == wanted[number], (seed, number)
 
     run(
         dut,
-        *(lambda ctx, n=n: client(ctx, n) for n in (0, 1)),
-        *(lambda ctx, n=n: check(ctx, n) for n in (0, 1)),
+        *(lambda ctx, n=n: client(ctx, n) for n in range(clients)),
+        *(lambda ctx, n=n: check(ctx, n) for n in range(clients)),
         background=[memory.bus],
     )
     assert sorted(memory.requests) == sorted((at << 8, (n - 1) // 4) for one in asked for at, n in one)
@@ -145,6 +145,32 @@ def test_the_first_client_has_the_right_of_way():
         assert ctx.get(dut.requests[1].ready)
 
     run(dut, bench, background=[memory.bus])
+
+
+def test_the_second_client_is_served_last():
+    rng = random.Random(5)
+    dut = FrameTable(3)
+    memory = HostMemory(dut)
+    for at in range(3):
+        memory.table(rng, at, 1)
+
+    async def bench(ctx):
+        for number in range(3):
+            ctx.set(Value.cast(dut.requests[number].payload), raw(number, 1))
+            ctx.set(dut.requests[number].valid, 1)
+            ctx.set(dut.entries[number].ready, 1)
+        for number in (0, 2, 1):
+            assert [ctx.get(one.ready) for one in dut.requests] == [k == number for k in range(3)]
+            await ctx.tick()
+            ctx.set(dut.requests[number].valid, 0)
+
+    run(dut, bench, background=[memory.bus])
+
+
+@pytest.mark.parametrize("clients", [0, 1, "2"])
+def test_bad_number_of_clients(clients):
+    with pytest.raises(ValueError, match=f"clients must be at least 2, not {clients!r}"):
+        FrameTable(clients)
 
 
 @pytest.mark.parametrize(
