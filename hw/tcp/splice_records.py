@@ -10,16 +10,21 @@ to the other one. docs/splice.md says what the fields mean.
 
 from amaranth.lib import data, enum
 
-from acceltcp.abi.messages import SPLICE_COMMAND, SPLICE_EVENT
+from acceltcp.abi.messages import RX_COMPLETION, SPLICE_COMMAND, SPLICE_EVENT, Status
 from acceltcp.abi.registers import PORTS_MAX, QUEUES_MAX
 from acceltcp.abi.wire import TCP_OPTION_BYTES_MAX
+
+from .records import DispatchRecord
 
 __all__ = [
     "GENERATION_BITS",
     "OCTETS_BITS",
     "SPLICE_INDEX_BITS",
     "SPLICE_TIME_BITS",
+    "STATUS_BITS",
     "PairState",
+    "SpliceInput",
+    "SpliceOutput",
     "SplicePair",
     "SplicePacket",
     "SpliceRecord",
@@ -39,6 +44,10 @@ SPLICE_INDEX_BITS = 24
 
 OCTETS_BITS = SPLICE_EVENT.positions["octets"][1]
 
+STATUS_BITS = max(Status).bit_length()
+"""Width of a splice's final status."""
+
+_VERDICT_BITS = RX_COMPLETION.positions["verdict"][1]
 _PORT_BITS = (PORTS_MAX - 1).bit_length()
 
 
@@ -72,7 +81,7 @@ class Translation(data.Struct):
 
 
 def SpliceWay(config):  # noqa: N802
-    """What is constant of one direction: 484 bits or fewer, seven words of Ultra RAM."""
+    """What is constant of one direction: at most 504 bits, seven words of Ultra RAM."""
     return data.StructLayout(
         {
             "translation": Translation,
@@ -87,7 +96,8 @@ class SpliceSideState(data.Struct):
 
     snd_end: 32  # after the last byte, or FIN, that was forwarded
     ack: 32  # highest acknowledgment received
-    tsval: 32  # latest TSval forwarded
+    tsval: 32  # latest TSval forwarded, if any was (`stamped`)
+    stamped: 1
     fin: 1  # its FIN was forwarded
     fin_acked: 1  # and acknowledged by the other side
     guard: 1
@@ -97,7 +107,7 @@ class SpliceSideState(data.Struct):
 
 
 class SplicePair(data.Struct):
-    """What changes of a pair."""
+    """What changes of a pair: at most 504 bits."""
 
     state: PairState
     queue: (QUEUES_MAX - 1).bit_length()
@@ -106,6 +116,8 @@ class SplicePair(data.Struct):
     deadline: SPLICE_TIME_BITS
     bounded: 1
     limit_end: 32  # bounded: what the client acknowledges when it has all, in the client's connection
+    status: STATUS_BITS  # ENDING: why, and
+    reset_by: 1  # who, as in SPLICE_EVENT
     sides: data.ArrayLayout(SpliceSideState, 2)
 
 
@@ -122,6 +134,23 @@ def SplicePacket(config):  # noqa: N802
             "payload_length": 16,
         }
     )
+
+
+def SpliceInput(config):  # noqa: N802
+    """A packet on its way to the host or to the rewriter, in order with all others. `hit`: it is a spliced one, of which
+    the engine decides, and `dispatch.keep` is set. Without splices there is nothing but the dispatch record."""
+    members = {"dispatch": DispatchRecord}
+    if config.splices:
+        members |= {"hit": 1, "packet": SplicePacket(config)}
+    return data.StructLayout(members)
+
+
+class SpliceOutput(data.Struct):
+    """What becomes of a packet. `verdict`: of a spliced packet for the host, GUARD or DIVERTED; 0: as the dispatch record says."""
+
+    forward: 1
+    verdict: _VERDICT_BITS
+    dispatch: DispatchRecord  # its `keep` and `queue` are the engine's
 
 
 class SpliceRecord(data.Struct):

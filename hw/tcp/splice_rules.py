@@ -1,0 +1,251 @@
+"""`SpliceRules`: what becomes of a pair of spliced connections, and of a packet, in one operation.
+
+* Latency: `next`, `write` and `act` belong to the operation on `op`; sums of what no packet changes (offsets, the limit) are
+  taken a cycle before, from `early_op` and `early_state` (`hw.table.state.StateMemory`). An operation that writes them, INSTALL, is
+  never followed by a packet that needs them: the pair's entries in the connection table do not stand yet.
+* Throughput: one operation per cycle. Registered: those sums. Overflow, reset: nothing to lose.
+
+All comparisons of sequence numbers are modulo 2^32 (RFC 9293 section 3.4), those of times modulo 2^16.
+"""
+
+from amaranth import *
+from amaranth.lib import data, enum, wiring
+from amaranth.lib.wiring import In, Out
+
+from acceltcp.abi.messages import RX_COMPLETION, Status, Verdict
+
+from ..csr.splice import LINGER_BITS
+from .splice_records import (
+    GENERATION_BITS,
+    SPLICE_TIME_BITS,
+    STATUS_BITS,
+    PairState,
+    SplicePair,
+    SpliceSideState,
+)
+
+__all__ = ["OpKind", "SpliceAct", "SpliceOp", "SpliceRules"]
+
+SEND_END_BITS = 30
+"""What is further ahead of the last byte forwarded than 2^30 is none of the connection's data."""
+
+
+class OpKind(enum.Enum, shape=3):
+    """What is done to a pair."""
+
+    PASS = 0  # nothing: a packet that is not spliced
+    PACKET = 1
+    INSTALL = 2  # its state is written
+    ACTIVATE = 3  # both of its entries are in the connection table
+    ABORT = 4
+    SWEEP = 5  # its deadline is looked at
+    READ = 6
+
+
+class SpliceOp(data.Struct):
+    """An operation. What follows `side` is of a packet, if nothing else is said."""
+
+    kind: OpKind
+    side: 1
+    seq: 32
+    data_end: 32  # seq + payload_length
+    ack: 32
+    tsval: 32
+    timestamps: 1
+    has_ack: 1
+    syn: 1
+    fin: 1
+    rst: 1
+    payload_length: 16
+    generation: GENERATION_BITS  # ABORT
+
+
+class SpliceAct(data.Struct):
+    """What an operation brings about. `keep`, `forward` and `verdict` are of a packet on `PACKET`."""
+
+    keep: 1
+    forward: 1
+    verdict: RX_COMPLETION.positions["verdict"][1]
+    steer: 1  # the host's copy goes to the pair's queue
+    dropped: 1  # a SYN
+    ended: 1
+    status: STATUS_BITS  # ended: why
+    found: 1  # ABORT: there was something to end
+
+
+class SpliceRules(wiring.Component):
+    """See the module's text.
+
+    Members
+    -------
+    early_op, early_state: the operation that will be on `op` in the next cycle, and its pair.
+    op, state: the operation and its pair. guard_end: of the packet's way.
+    install: INSTALL: the state to be.
+    now, linger: in units of SPLICE_UNIT_STEPS.
+    next, write: the pair's new state. act: what else.
+    """
+
+    def __init__(self):
+        super().__init__(
+            {
+                "early_op": In(SpliceOp),
+                "early_state": In(SplicePair),
+                "op": In(SpliceOp),
+                "state": In(SplicePair),
+                "guard_end": In(32),
+                "install": In(SplicePair),
+                "now": In(SPLICE_TIME_BITS),
+                "linger": In(LINGER_BITS),
+                "next": Out(SplicePair),
+                "write": Out(1),
+                "act": Out(SpliceAct),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        op, state, act = self.op, self.state, self.act
+
+        # A cycle early: the packet in the numbers of the other connection.
+        early, sides = self.early_op, self.early_state.sides
+        mine_offset, other_offset = (Mux(early.side ^ k, sides[1].offset, sides[0].offset) for k in (0, 1))
+        seq_there, ack_there = Signal(32, reset_less=True), Signal(32, reset_less=True)
+        past_limit = Signal(32, reset_less=True)  # how far its end lies behind the limit
+        m.d.sync += [
+            seq_there.eq(early.seq + mine_offset),
+            ack_there.eq(early.ack - other_offset),
+            past_limit.eq(early.data_end + mine_offset - self.early_state.limit_end),
+        ]
+
+        mine, other = Signal(SpliceSideState), Signal(SpliceSideState)
+        after = Signal(SpliceSideState)  # `mine`
+        other_acked = Signal()
+        m.d.comb += [
+            Value.cast(mine).eq(Mux(op.side, Value.cast(state.sides[1]), Value.cast(state.sides[0]))),
+            Value.cast(other).eq(Mux(op.side, Value.cast(state.sides[0]), Value.cast(state.sides[1]))),
+        ]
+
+        def difference(name, left, right):
+            value = Signal(32, name=name)
+            m.d.comb += value.eq(left - right)
+            return value
+
+        def positive(value):
+            """Greater than 0 as a signed number."""
+            return ~value[-1] & value.any()
+
+        # What becomes of the packet.
+        moving, live, drop, divert, forward = (
+            Signal(name=name) for name in ("moving", "live", "drop", "divert", "forward")
+        )
+        m.d.comb += [
+            moving.eq((state.state == PairState.ACTIVE) | (state.state == PairState.LINGER)),
+            drop.eq((state.state == PairState.LINGER) & op.syn & ~op.has_ack),
+            divert.eq(state.bounded & ~op.rst & (op.fin | Mux(op.side, positive(past_limit), op.payload_length != 0))),
+            live.eq((op.kind == OpKind.PACKET) & moving & ~drop),
+            forward.eq(live & ~divert),
+        ]
+
+        # What it acknowledges, forwarded or not: no more than has been forwarded to it.
+        accepted = Signal()
+        newer = difference("newer", op.ack, mine.ack)
+        unsent = difference("unsent", ack_there, other.snd_end)
+        below_guard = difference("below_guard", op.ack, self.guard_end)[-1]
+        m.d.comb += [
+            accepted.eq(op.has_ack & positive(newer) & ~positive(unsent)),
+            after.ack.eq(Mux(accepted, op.ack, mine.ack)),
+            after.guard.eq(mine.guard & ~(accepted & ~below_guard)),
+            other_acked.eq(
+                other.fin & Mux(accepted, unsent == 0, mine.ack == (other.snd_end + other.offset)[:32]) | other.fin_acked
+            ),
+        ]
+
+        # What it carries. The text in a reset is not data (RFC 9293 section 3.5.3).
+        end = Signal(32)
+        carried = Signal()
+        ahead = difference("ahead", end, mine.snd_end)
+        m.d.comb += [
+            end.eq(op.data_end + op.fin),
+            carried.eq(forward & ~op.rst & ~mine.fin & (ahead[SEND_END_BITS:] == 0)),
+            after.snd_end.eq(Mux(carried, end, mine.snd_end)),
+            after.fin.eq(mine.fin | carried & op.fin),
+            after.fin_acked.eq(mine.fin_acked),
+            after.offset.eq(mine.offset),
+        ]
+        stamp = Signal()
+        later = difference("later", op.tsval, mine.tsval)
+        m.d.comb += [
+            stamp.eq(forward & op.timestamps & (~mine.stamped | positive(later))),
+            after.tsval.eq(Mux(stamp, op.tsval, mine.tsval)),
+            after.stamped.eq(mine.stamped | stamp),
+            after.octets.eq(mine.octets + Mux(forward, op.payload_length, 0)),
+            after.packets.eq(mine.packets + forward),
+        ]
+
+        # How it ends. A reset that is not exact is left to the far end (RFC 5961 section 3).
+        reset, limit = Signal(), Signal()
+        overdue = Signal()
+        passed = Signal(SPLICE_TIME_BITS)
+        m.d.comb += [
+            reset.eq(forward & op.rst & ((seq_there == other.ack) | (op.seq == mine.snd_end))),
+            limit.eq(live & state.bounded & ~op.side & accepted & (op.ack == state.limit_end)),
+            passed.eq(self.now - state.deadline),
+            overdue.eq(~passed[-1]),
+            act.found.eq(moving & (op.generation == state.generation)),
+        ]
+
+        self._route(m, drop, divert, moving, forward, mine)
+
+        new = self.next
+        m.d.comb += new.eq(state)
+        with m.If(act.ended):
+            m.d.comb += [self.write.eq(1), new.state.eq(PairState.ENDING), new.status.eq(act.status)]
+        with m.Switch(op.kind):
+            with m.Case(OpKind.PACKET):
+                with m.If(live):
+                    m.d.comb += self.write.eq(1)
+                    for side in range(2):
+                        with m.If(op.side == side):
+                            m.d.comb += [new.sides[side].eq(after), new.sides[1 - side].fin_acked.eq(other_acked)]
+                    with m.If(state.state == PairState.ACTIVE):
+                        m.d.comb += new.deadline.eq(self.now + state.idle)
+                        with m.If(mine.fin_acked & other_acked):
+                            m.d.comb += new.deadline.eq(self.now + self.linger)
+                            with m.If(~act.ended):
+                                m.d.comb += new.state.eq(PairState.LINGER)
+                # The last reason that holds counts.
+                with m.If(moving & drop):
+                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.OK)]
+                with m.If(limit):
+                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.LIMIT)]
+                with m.If(reset):
+                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.RESET), new.reset_by.eq(op.side)]
+            with m.Case(OpKind.INSTALL):
+                m.d.comb += [self.write.eq(1), new.eq(self.install)]
+            with m.Case(OpKind.ACTIVATE):
+                m.d.comb += [
+                    self.write.eq(1),
+                    new.state.eq(PairState.ACTIVE),
+                    new.deadline.eq(self.now + state.idle),
+                ]
+            with m.Case(OpKind.ABORT):
+                with m.If(act.found):
+                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.ABORTED)]
+            with m.Case(OpKind.SWEEP):
+                with m.If((state.state == PairState.ACTIVE) & (state.idle != 0) & overdue):
+                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.IDLE)]
+                with m.If((state.state == PairState.LINGER) & overdue):
+                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.OK)]
+        return m
+
+    def _route(self, m, drop, divert, moving, forward, mine):
+        """Where the packet goes."""
+        state, act = self.state, self.act
+        diverted = moving & ~drop & divert | (state.state == PairState.ENDING)
+        m.d.comb += [
+            act.forward.eq(forward),
+            act.dropped.eq(moving & drop & (self.op.kind == OpKind.PACKET)),
+            act.keep.eq(~(moving & drop) & ~(forward & ~mine.guard)),
+            act.steer.eq(moving | diverted),
+            act.verdict.eq(Mux(diverted, Verdict.DIVERTED, Mux(moving, Verdict.GUARD, 0))),
+        ]
