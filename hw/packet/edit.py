@@ -100,27 +100,35 @@ class OptionEditor(wiring.Component):
 
     def _mark(self, m):
         """The marks of all bytes. In stage k word k is decoded; in the next the list walks through it."""
-        flags = Cat(self.i_words, self.i_timestamps, self.i_sack)
+        words, allowed = self.i_words, Cat(self.i_timestamps, self.i_sack)
+        left = Signal(range(4 * WORDS + 1))  # option bytes from this word on
+        m.d.comb += left.eq(words << 2)
         inside = Signal(Inside, name="start")
         marks, mark_bits = [], Mark.as_shape().size
         for k in range(WORDS):
             decoded = [Signal(Decoded, name=f"decoded{k}_{i}", reset_less=True) for i in range(4)]
-            now = Signal(len(flags), name=f"flags{k}", reset_less=True)
-            left = Signal(range(4 * WORDS + 1), name=f"left{k}")  # option bytes from this word on
-            words = flags[: len(self.i_words)]
-            m.d.comb += left.eq((words - k) << 2)
-            m.d.sync += now.eq(flags)
             first, beyond = 32 * k, min(32 * k + 40, 8 * TCP_OPTION_BYTES_MAX)
             part = self._delay(m, f"word{k}", k, self.i_octets[first:beyond])
             for i in range(4):
                 decode_byte(m, part, 4 * k + i, i, left, decoded[i])
-            live, keep_timestamps, keep_sack = Signal(name=f"live{k}"), now[-2], now[-1]
-            m.d.comb += live.eq((now[: len(self.i_words)] > k) & ~inside.done)
+            present = Signal(name=f"present{k}", reset_less=True)
+            words_then = Signal(range(WORDS + 1), name=f"words{k}", reset_less=True)
+            allowed_then = Signal(2, name=f"allowed{k}", reset_less=True)
+            left = Signal(range(4 * WORDS + 1), name=f"left{k + 1}", reset_less=True)  # for the next word, a cycle ahead
+            m.d.sync += [
+                present.eq(words > k),
+                words_then.eq(words),
+                allowed_then.eq(allowed),
+                left.eq((words - (k + 1)) << 2),
+            ]
+            words, allowed = words_then, allowed_then
+            live = Signal(name=f"live{k}")
+            m.d.comb += live.eq(present & ~inside.done)
             after = Signal(Inside, name=f"inside{k}", reset_less=True)
-            word_marks = self._walk(m, k, live, keep_timestamps, keep_sack, inside, decoded, after)
+            word_marks = self._walk(m, k, live, allowed[0], allowed[1], inside, decoded, after)
+            inside = after
             late = self._delay(m, f"marks{k}", WORDS - 1 - k, Cat(mark.as_value() for mark in word_marks))
             marks += [Mark(late[at : at + mark_bits]) for at in range(0, len(late), mark_bits)]
-            flags, inside = now, after
         return marks
 
     def _walk(self, m, k, live, keep_timestamps, keep_sack, inside, decoded, after):
@@ -145,18 +153,17 @@ class OptionEditor(wiring.Component):
                 ]
         for j, mark in enumerate(marks):
             # An option that came in: bytes are counted from its end, where its last number ends.
-            left = Signal(6, name=f"rest{4 * k + j}")
-            m.d.comb += left.eq(inside.skip - j)
+            # Lists of small numbers are look-up tables; comparisons would be carry chains.
             number = ~inside.length_follows if j == 0 else 1
-            m.d.sync += [mark.what.eq(NumberKind.LEAVE), mark.place.eq(left - 1)]
-            with m.If(live & (inside.skip > j)):
+            m.d.sync += [mark.what.eq(NumberKind.LEAVE), mark.place.eq(inside.skip[:2] - (j + 1))]
+            with m.If(live & ~inside.skip.matches(*range(j + 1))):
                 with m.If(inside.nop):
                     m.d.sync += mark.what.eq(NumberKind.NOP)
                 with m.Elif(inside.timestamps & number):
-                    with m.If(left > _NUMBER_BYTES):
-                        m.d.sync += mark.what.eq(NumberKind.TSVAL)
-                    with m.Else():
+                    with m.If(inside.skip.matches(*range(j + 1, j + 1 + _NUMBER_BYTES))):
                         m.d.sync += mark.what.eq(NumberKind.TSECR)
+                    with m.Else():
+                        m.d.sync += mark.what.eq(NumberKind.TSVAL)
                 with m.Elif(inside.sack & number):
                     m.d.sync += mark.what.eq(NumberKind.SACK)
             # One that starts in this word fills the rest of it: kind, length, first bytes of the first number.
@@ -226,7 +233,7 @@ class VlanShift(wiring.Component):
     * Throughput: one beat per cycle; a packet whose last beat overflows by `add` takes a cycle more, and one that by `remove` loses its
       last beat takes one less on `o`.
     * Registered: neither side; what `o` offers is made from one register and, with `remove`, from `i`. `i.ready` depends
-      on `o.ready`: place a FIFO behind it.
+      on `o.ready` and on registers: place a FIFO behind it.
     * Packets have at least 8 bytes. `err` is kept. Overflow: cannot happen. Reset: empties it.
 
     Members
@@ -254,45 +261,40 @@ class VlanShift(wiring.Component):
         beat = Signal(BeatLayout(width), reset_less=True)
         held, add, remove = Signal(), Signal(reset_less=True), Signal(reset_less=True)
         tail = Signal(8 * tag, reset_less=True)  # the last bytes of the beat before
+        spills = Signal(reset_less=True)  # after this beat there is its tail to offer
         over = Signal()  # what is left to offer is the tail
-        done, sent, swallow = Signal(), Signal(), Signal()
+        joins = Signal(reset_less=True)  # what is offered ends with the first bytes of the next beat
+        sent, loads, swallow = Signal(), Signal(), Signal()
         following, out = self.i.payload, self.o.payload
         m.d.comb += [
-            self.o.valid.eq(held),
+            self.o.valid.eq(held & (~joins | self.i.valid)),
             out.eq(beat),
-            done.eq(1),
             sent.eq(self.o.valid & self.o.ready),
-            self.i.ready.eq(~held | sent & done),
+            self.i.ready.eq(~held | self.o.ready & ~spills),
+            loads.eq(~held | sent & ~spills),
+            swallow.eq(joins & held & following.last & (following.count <= tag)),
         ]
         with m.If(over):
             m.d.comb += [out.data[: 8 * tag].eq(tail), out.count.eq(beat.count - (width - tag))]
         with m.Elif(add):
             m.d.comb += out.data.eq(Cat(tail, beat.data))
-            with m.If(beat.last & (beat.count > width - tag)):
-                m.d.comb += [out.count.eq(width), out.last.eq(0), done.eq(0)]
-            with m.Else():
-                m.d.comb += out.count.eq(Mux(beat.last, beat.count + tag, width))
+            m.d.comb += out.count.eq(Mux(beat.last & ~spills, beat.count + tag, width))
+            m.d.comb += out.last.eq(beat.last & ~spills)
         with m.Elif(remove):
             m.d.comb += out.data.eq(Cat(beat.data[8 * tag :], following.data[: 8 * tag]))
-            with m.If(beat.last):
-                m.d.comb += out.count.eq(beat.count - tag)
-            with m.Else():
-                m.d.comb += self.o.valid.eq(held & self.i.valid)
-                with m.If(following.last & (following.count <= tag)):
-                    m.d.comb += [
-                        out.count.eq(following.count + (width - tag)),
-                        out.last.eq(1),
-                        out.err.eq(following.err),
-                        swallow.eq(1),
-                    ]
+            m.d.comb += out.count.eq(Mux(joins, width, beat.count - tag))
+            with m.If(swallow):
+                m.d.comb += [out.count.eq(following.count + (width - tag)), out.last.eq(1), out.err.eq(following.err)]
         with m.If(sent):
-            m.d.sync += [over.eq(~done), tail.eq(beat.data[8 * (width - tag) :])]
-        with m.If(self.i.ready):
+            m.d.sync += [over.eq(spills), spills.eq(0), tail.eq(beat.data[8 * (width - tag) :])]
+        with m.If(loads):
             m.d.sync += [
                 held.eq(self.i.valid & ~swallow),
                 beat.eq(following),
                 add.eq(self.add),
                 remove.eq(self.remove),
+                spills.eq(self.add & following.last & (following.count > width - tag)),
+                joins.eq(self.remove & ~following.last),
             ]
         return m
 

@@ -119,7 +119,7 @@ def walk_word(m, k, live, skip, decoded):
                 reached = reached | (starts[i - steps] & decoded[i - steps][name])
         m.d.comb += starts[i].eq(reached)
     # At most one option leaves the word, and none can if the word lies inside one.
-    rest = Mux(skip >= 4, skip - 4, 0)[:6]
+    rest = Mux(skip[2:].any(), Cat(skip[:2], (skip[2:] - 1)[:4]), 0)  # less 4, without a carry through all bits
     for i in range(4):
         rest = rest | Mux(starts[i] & decoded[i].leaves, decoded[i].rest, 0)
     return starts, rest

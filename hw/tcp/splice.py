@@ -153,17 +153,17 @@ class SpliceRewriter(wiring.Component):
         beat, available = Signal(BeatLayout(width)), Signal()
         inside = Signal(range(PACKETS + 1))
         index = Signal(range(-(-WINDOW_BYTES // width) + 1))
-        first, go, last = Signal(), Signal(), Signal()
+        first, room = Signal(init=1), Signal(init=1)
+        go, last = Signal(), Signal()
         for k, packets in enumerate(self.packets):
             chosen = record.in_port == k if self._ports > 1 else C(1)
             with m.If(chosen):
                 m.d.comb += [
                     beat.eq(packets.payload),
-                    available.eq(packets.valid & self.records.valid & (~first | (inside != PACKETS))),
-                    packets.ready.eq(self.records.valid & (~first | (inside != PACKETS)) & shift.i.ready),
+                    available.eq(packets.valid & self.records.valid & (~first | room)),
+                    packets.ready.eq(self.records.valid & (~first | room) & shift.i.ready),
                 ]
         m.d.comb += [
-            first.eq(index == 0),
             go.eq(available & shift.i.ready),
             last.eq(go & beat.last),
             self.records.ready.eq(last),
@@ -175,6 +175,8 @@ class SpliceRewriter(wiring.Component):
             window.i_index.eq(index),
             window.i_data.eq(beat.data),
         ]
+        with m.If(go):
+            m.d.sync += first.eq(beat.last)
         with m.If(last):
             m.d.sync += index.eq(0)
         with m.Elif(go & (index != -(-WINDOW_BYTES // width))):
@@ -218,6 +220,7 @@ class SpliceRewriter(wiring.Component):
         ]
         m.d.sync += [
             inside.eq(inside + (go & first) - overlay.left),
+            room.eq(inside < PACKETS - 1),  # as it was: one more may have come in since
             self.counts.splice_drop_hops.eq(overlay.dropped),
         ]
         return m
