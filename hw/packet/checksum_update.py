@@ -79,8 +79,9 @@ class ChecksumUpdate(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         # The complements cost nothing: they go into the first adders' look-up tables.
-        terms = [~self.i_checksum, *(~self.i_old[k] for k in range(self._old)), *(self.i_new[k] for k in range(self._new))]
-        terms = [term[:16] for term in terms]
+        terms = [(~self.i_checksum)[:16]]
+        terms += [(~self.i_old[k])[:16] for k in range(self._old)]
+        terms += [self.i_new[k] for k in range(self._new)]
         for stage in range(_tree_stages(len(terms))):
             added = []
             for at in range(0, len(terms), _GROUP):

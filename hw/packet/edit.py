@@ -51,14 +51,14 @@ class OptionEditor(wiring.Component):
     """Translates timestamps and SACK blocks of one TCP option list per cycle, wherever they stand.
 
     The list is walked as `OptionsParser` does it, a stage per 4-byte word (RFC 9293 section 3.1). Then each
-    number grows by its addend modulo 2^32 (RFC 7323 section 3.2, RFC 2018 section 3), at any alignment: every byte adds its
-    byte of the addend by itself, then takes the carry of the up to three bytes behind it.
+    number grows by its addend modulo 2^32 (RFC 7323 section 3.2, RFC 2018 section 3), at any alignment: every byte
+    adds its byte of the addend by itself, then takes the carry of the up to three bytes behind it.
 
     * Latency: `LATENCY` cycles. Throughput: one list per cycle, never stalls. Registered.
     * Without `timestamps` that option becomes NOPs, kind and length too; without `sack` a SACK option does.
     * Of duplicate options each is translated. Kinds that are not known are left alone.
-    * End-of-list ends the list; so does a fault, as `OptionsParser.options.bad` has it. What stands before is translated, what
-      follows, the faulty option included, is left alone. Bytes past `words` leave as they came.
+    * End-of-list ends the list; so does a fault, as `OptionsParser.options.bad` has it. What stands before is
+      translated, what follows, the faulty option included, is left alone. Bytes past `i_words` leave as they came.
     * Overflow: none. Reset: data registers are not cleared; validity travels elsewhere.
 
     Members
@@ -114,7 +114,8 @@ class OptionEditor(wiring.Component):
             present = Signal(name=f"present{k}", reset_less=True)
             words_then = Signal(range(WORDS + 1), name=f"words{k}", reset_less=True)
             allowed_then = Signal(2, name=f"allowed{k}", reset_less=True)
-            left = Signal(range(4 * WORDS + 1), name=f"left{k + 1}", reset_less=True)  # for the next word, a cycle ahead
+            # For the next word, a cycle ahead.
+            left = Signal(range(4 * WORDS + 1), name=f"left{k + 1}", reset_less=True)
             m.d.sync += [
                 present.eq(words > k),
                 words_then.eq(words),
@@ -224,16 +225,16 @@ class OptionEditor(wiring.Component):
 
 
 class VlanShift(wiring.Component):
-    """Moves the bytes of a packet by the size of an 802.1Q tag: where it stands, nothing but its bytes makes sense afterwards.
+    """Moves the bytes of a packet by the size of an 802.1Q tag, or not.
 
-    With `add` all bytes move back by 4: the first 4 bytes of the packet are then unspecified. With `remove` they move
-    forward by 4: the first 4 bytes are gone. In both cases the addresses have to be written anew. Neither: nothing moves.
+    With `add` all bytes move back by 4: the first 4 bytes of the packet are then unspecified. With `remove` they
+    move forward by 4: the first 4 bytes are gone. In both cases the link header has to be written anew.
 
     * Latency: 0 cycles from the register that holds a beat; so 1 cycle, or one beat more with `remove`.
-    * Throughput: one beat per cycle; a packet whose last beat overflows by `add` takes a cycle more, and one that by `remove` loses its
-      last beat takes one less on `o`.
-    * Registered: neither side; what `o` offers is made from one register and, with `remove`, from `i`. `i.ready` depends
-      on `o.ready` and on registers: place a FIFO behind it.
+    * Throughput: one beat per cycle; a packet whose last beat overflows by `add` takes a cycle more, and one that
+      loses its last beat by `remove` takes one less on `o`.
+    * Registered: neither side; what `o` offers is made from one register and, with `remove`, from `i`. `i.ready`
+      depends on `o.ready` and on registers: place a FIFO behind it.
     * Packets have at least 8 bytes. `err` is kept. Overflow: cannot happen. Reset: empties it.
 
     Members
@@ -307,7 +308,7 @@ def NewHeader(octets):  # noqa: N802
 class HeaderOverlay(wiring.Component):
     """Writes new bytes over the beginning of each packet, or drops the packet.
 
-    * Latency: 0. Throughput: one beat per cycle, and one packet per cycle for packets of one beat; of a dropped packet too.
+    * Latency: 0. Throughput: one beat per cycle, dropped ones too, and one packet per cycle for packets of one beat.
     * Registered: nothing; place a buffer behind it. Overflow: cannot happen. Reset: the next beat begins a packet.
 
     Members

@@ -69,7 +69,10 @@ class State(data.Struct):
 
 
 def decode_byte(m, word, at, i, left, decoded):
-    """Registers the meaning of byte `at` of the list, which is byte `i` of `word`; `left` bytes are options from the word on."""
+    """Registers the meaning of byte `at` of the list, which is byte `i` of `word`.
+
+    left: how many bytes, from the word's first on, are options.
+    """
     kind = word[8 * i : 8 * i + 8]
     length = word[8 * i + 8 : 8 * i + 16] if at + 1 < TCP_OPTION_BYTES_MAX else C(0, 8)
     end = Signal(name=f"end{at}")
@@ -107,7 +110,7 @@ def decode_byte(m, word, at, i, left, decoded):
 
 
 def walk_word(m, k, live, skip, decoded):
-    """At which bytes of word `k` an option starts, and how many bytes, from the next word on, belong to options seen by then.
+    """At which bytes of word `k` an option starts, and the next word's `skip`.
 
     live: the list goes on in this word. skip: bytes, from this word on, that belong to an option already seen.
     """

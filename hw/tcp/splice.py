@@ -16,11 +16,11 @@ ports, sequence and acknowledgment numbers, window, timestamps, SACK blocks, ECN
 * A packet whose checksum is wrong leaves with one that is wrong: `ChecksumUpdate`.
 
 * Latency: `latency` (25) cycles from the beat with the last byte of the TCP header to the first beat on `o`.
-* Throughput: one beat per cycle, and one packet per cycle for packets of one beat. A packet that needs one beat more because of an
-  added tag takes a cycle more.
-* Registered: `o` and `port`. `packets[k].ready` depends on `records`, on the validity of the packet's beat, and on registers.
-* Overflow: cannot happen. At most `PACKETS` packets are inside, and a new header has room when it comes; beats wait outside
-  while their FIFO is full. A record without its packet, or the reverse, stands still.
+* Throughput: one beat per cycle, and one packet per cycle for packets of one beat. A packet that needs one beat more
+  because of an added tag takes a cycle more.
+* Registered: `o` and `port`. `packets[k].ready` depends on `records` and on registers; `records.ready` on the packet.
+* Overflow: cannot happen. At most `PACKETS` packets are inside, and a new header has room when it comes; beats wait
+  outside while their FIFO is full. A record without its packet, or the reverse, stands still.
 * Reset: forgets all packets inside, also those of which only a part has come in or gone out.
 """
 
@@ -59,12 +59,12 @@ PACKETS = 32
 """Packets inside, from their first beat in to their last one out: more than a packet of one beat stays cycles."""
 
 BEATS = 64
-"""Beats that wait for their header: those of the longest header at the narrowest width, and what comes while it is translated."""
+"""Beats that wait for their header: those of the longest header at width 8, and what comes while it is translated."""
 
 _LINK_SIZES = (ETHERNET.size, ETHERNET.size + VLAN.size)  # without and with a tag
 _OPTION_WORDS = TCP_OPTION_BYTES_MAX // 2  # of 16 bits
 _ECN = {IPV4: 0x03, IPV6: 0x30}
-"""Where the ECN field lies in the second byte of the header (RFC 3168 sections 5 and 5.3, RFC 8200 section 3)."""
+"""Where the ECN field lies in the second byte of the header (RFC 3168 section 5, RFC 8200 section 7)."""
 _ECN_FLAGS = TCPFlag.ECE | TCPFlag.CWR
 
 
@@ -107,8 +107,8 @@ class SpliceRewriter(wiring.Component):
     Members
     -------
     records: In(stream(SpliceRecord)): one per packet, in order; taken with the packet's last beat.
-    packets: In(packet_stream(width)).array(ports): the packet of a record comes on `packets[record.in_port]`. Plain TCP over
-        IPv4 without options or IPv6 without extension headers, at most one tag, 60 bytes or more; lengths verified.
+    packets: In(packet_stream(width)).array(ports): the packet of a record comes on `packets[record.in_port]`. Plain
+        TCP over IPv4 without options or IPv6 without extension headers, at most one tag, at least 60 bytes; lengths right.
     o: Out(packet_stream(width)); port: Out(1): MAC port of the packet on `o`, with every beat.
     mac: In(48).array(ports): source addresses, first byte most significant.
     busy: a packet is inside, or its record waits.
@@ -133,7 +133,7 @@ class SpliceRewriter(wiring.Component):
 
     @property
     def latency(self):
-        """Cycles from the transfer of the beat with the TCP header's last byte to the first beat on `o`, if that is not stopped."""
+        """Cycles from the transfer of the beat with the TCP header's last byte to the first beat on `o`, if idle."""
         return 1 + _Translator.LATENCY + 2 + 1  # HeaderWindow, FIFO, SkidBuffer
 
     def elaborate(self, platform):

@@ -1,9 +1,9 @@
 """An updated checksum verifies exactly if the old one did, and is what computing it anew gives.
 
 In two steps. The gateware computes equation 3 of RFC 1624 with the one's-complement sum of RFC 1071, for a few words
-of either kind. And equation 3 has the property, for any packet in which one word changes: `rest` stands for all words that
-stay. More words are as many changes one after the other: their order does not matter, because the sum is
-associative, and HC' is complemented again where the next change begins.
+of either kind. And equation 3 has the property, for any packet in which one word changes: `rest` stands for all
+words that stay. More words are as many changes one after the other: their order does not matter, because the
+sum is associative, and HC' is complemented again where the next change begins.
 """
 
 from amaranth import *

@@ -1,4 +1,4 @@
-"""SpliceRewriter, packet by packet against a model on bytes, and against scapy, which also computes the checksums anew."""
+"""SpliceRewriter, packet by packet against a model on bytes and against scapy, which also computes checksums anew."""
 
 # amaranth: UnusedElaboratable=no
 from __future__ import annotations
@@ -98,7 +98,8 @@ def build(
         frame /= IP(src=address(rng.randbytes(4)), dst=address(rng.randbytes(4)), ttl=hops)
         frame[IP].tos, frame[IP].id = rng.getrandbits(8), rng.getrandbits(16)
     segment = TCP(sport=rng.getrandbits(16), dport=rng.getrandbits(16), seq=number(rng), ack=number(rng))
-    segment.window, segment.flags, segment.urgptr = rng.choice((0, 1, 65535, rng.getrandbits(16))), flags, rng.getrandbits(16)
+    segment.window = rng.choice((0, 1, 65535, rng.getrandbits(16)))
+    segment.flags, segment.urgptr = flags, rng.getrandbits(16)
     if isinstance(options, bytes):
         segment.dataofs = 5 + len(options) // 4
         return frame / segment / Raw(options + payload)
@@ -185,7 +186,8 @@ def job(rng: random.Random, **choose) -> Job:
     l3 = 14 if tci is None else 18
     l4 = l3 + (40 if ipv6 else 20)
     if corrupt:
-        at = rng.choice((l4 + 16, l4 + 17, l4 + 4, end - 1) if ipv6 else (l3 + 10, l3 + 11, l4 + 16, l4 + 17, l3 + 4, l4 + 5))
+        anywhere = (l4 + 16, l4 + 17, l4 + 5, end - 1)
+        at = rng.choice(anywhere if ipv6 else (*anywhere, l3 + 10, l3 + 11, l3 + 4))
         octets[at] ^= 1 << rng.randrange(8)
     octets += rng.randbytes(max(0, 60 - end))
     way = choose["way"] if "way" in choose else any_way(rng, ipv6)
@@ -199,7 +201,7 @@ def job(rng: random.Random, **choose) -> Job:
 
 
 def verifies(frame: bytes) -> bool:
-    """The sums that scapy makes of the frame's own bytes; options that it does not understand it would write otherwise."""
+    """By the sums that scapy makes of the frame's own bytes: odd options it would write otherwise than they came."""
     frame = bytearray(frame)
     packet = Ether(frame)
     ip = packet[IPv6] if IPv6 in packet else packet[IP]
@@ -389,8 +391,10 @@ def test_pauses(width: int, count: int) -> None:
 
 
 def test_tags_padding_and_hops() -> None:
-    """Every length near a beat's boundary, with the tag added, removed, changed or left. Bytes after the IP packet are those
-    that came. With the last hop used up nothing leaves."""
+    """Every length near a beat's boundary, with the tag added, removed, changed or left.
+
+    Bytes after the IP packet are those that came. With the last hop used up nothing leaves.
+    """
     rng = random.Random(9)
     jobs = []
     for before, after in ((None, 5), (0xE001, None), (0x1001, 0x2002), (7, 7), (None, None)):
