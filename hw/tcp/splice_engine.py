@@ -87,7 +87,7 @@ class SpliceEngine(wiring.Component):
     installs: In(stream of SpliceInstallation(config)).
     aborts: In(stream of {"index", "generation"}): ends a pair. aborted: its result, in order; `found`: there was one.
     reads: In(stream of {"way"}). read: the pair's state and the rows of the way's entry.
-    ended: a pair has just become ENDING; nothing of it changes any more.
+    ended: a pair has just begun to end; nothing of it changes any more.
     used_end: pairs from here on are not in use. any_held: some are.
     tick: of time. linger: in units of SPLICE_UNIT_STEPS.
     busy: something is inside, or a walk is under way.

@@ -90,6 +90,8 @@ class SpliceIndices(wiring.Component):
         left = Signal(range(LOOKUP_CYCLES))
         packets = Signal(range(config.packets * config.ports + QUIET_CYCLES))
         quiet = Signal(range(QUIET_CYCLES))
+        packet, none = Signal(), Signal()
+        m.d.sync += [packet.eq(self.packet), none.eq(self.none)]
         with m.FSM(name="rounds"):
             with m.State("Wait"):
                 m.d.sync += left.eq(LOOKUP_CYCLES - 1)
@@ -102,7 +104,7 @@ class SpliceIndices(wiring.Component):
                 with m.If(left == 0):
                     m.next = "Packets leave it"
             with m.State("Packets leave it"):
-                m.d.sync += [packets.eq(packets + self.packet), quiet.eq(Mux(self.none, quiet + 1, 0))]
+                m.d.sync += [packets.eq(packets + packet), quiet.eq(Mux(none, quiet + 1, 0))]
                 with m.If((quiet == QUIET_CYCLES - 1) | (packets == config.packets * config.ports + QUIET_CYCLES - 1)):
                     m.d.comb += finish.eq(1)
                     m.d.sync += batch.eq(0)

@@ -353,11 +353,14 @@ class SpliceInstall(wiring.Component):
                 with m.If(side):
                     m.next = "Install"
             with m.State("Install"):
-                # The index counts as used from the moment on in which its pair's state is known.
-                m.d.comb += [self.installs.valid.eq(1), self.free.ready.eq(self.installs.ready)]
+                m.d.comb += self.installs.valid.eq(1)
                 with m.If(self.installs.ready):
-                    m.d.sync += generation.eq(generation + 1)
-                    m.next = "Insert"
+                    m.next = "Take the index"
+            with m.State("Take the index"):
+                # It counts as used only now that its pair's state is known. (It has been on offer since it was looked for.)
+                m.d.comb += self.free.ready.eq(1)
+                m.d.sync += generation.eq(generation + 1)
+                m.next = "Insert"
             with m.State("Insert"):
                 m.d.comb += self.insert.valid.eq(1)
                 with m.If(self.insert.ready):

@@ -51,13 +51,12 @@ _VERDICT_BITS = RX_COMPLETION.positions["verdict"][1]
 _PORT_BITS = (PORTS_MAX - 1).bit_length()
 
 
-class PairState(enum.Enum, shape=3):
-    """What a pair is doing."""
+class PairState(enum.Enum, shape=2):
+    """What a pair is doing, unless it is ending."""
 
     PENDING = 0  # its entries are being put into the connection table: packets go to the host as if there were none
     ACTIVE = 1
     LINGER = 2  # both sides have closed; still forwards
-    ENDING = 3  # packets go to the host, DIVERTED
 
 
 class Translation(data.Struct):
@@ -110,13 +109,14 @@ class SplicePair(data.Struct):
     """What changes of a pair: at most 504 bits."""
 
     state: PairState
+    ending: 1  # packets go to the host, DIVERTED; nothing changes any more
     queue: (QUEUES_MAX - 1).bit_length()
     generation: GENERATION_BITS
     idle: SPLICE_TIME_BITS
     deadline: SPLICE_TIME_BITS
     bounded: 1
     limit_end: 32  # bounded: what the client acknowledges when it has all, in the client's connection
-    status: STATUS_BITS  # ENDING: why, and
+    status: STATUS_BITS  # `ending`: why, and
     reset_by: 1  # who, as in SPLICE_EVENT
     sides: data.ArrayLayout(SpliceSideState, 2)
 

@@ -1,6 +1,6 @@
 """`SpliceRules`: what becomes of a pair of spliced connections, and of a packet, in one operation.
 
-* Latency: `next`, `write` and `act` belong to the operation on `op`; sums of what no packet changes (offsets, the limit) are
+* Latency: `next`, `write` and `act` belong to the operation on `op`; sums with what no packet changes (offsets) are
   taken a cycle before, from `early_op` and `early_state` (`hw.table.state.StateMemory`). An operation that writes them, INSTALL, is
   never followed by a packet that needs them: the pair's entries in the connection table do not stand yet.
 * Throughput: one operation per cycle. Registered: those sums. Overflow, reset: nothing to lose.
@@ -110,11 +110,11 @@ class SpliceRules(wiring.Component):
         early, sides = self.early_op, self.early_state.sides
         mine_offset, other_offset = (Mux(early.side ^ k, sides[1].offset, sides[0].offset) for k in (0, 1))
         seq_there, ack_there = Signal(32, reset_less=True), Signal(32, reset_less=True)
-        past_limit = Signal(32, reset_less=True)  # how far its end lies behind the limit
+        end_there = Signal(32, reset_less=True)
         m.d.sync += [
             seq_there.eq(early.seq + mine_offset),
             ack_there.eq(early.ack - other_offset),
-            past_limit.eq(early.data_end + mine_offset - self.early_state.limit_end),
+            end_there.eq(early.data_end + mine_offset),
         ]
 
         mine, other = Signal(SpliceSideState), Signal(SpliceSideState)
@@ -130,37 +130,42 @@ class SpliceRules(wiring.Component):
             m.d.comb += value.eq(left - right)
             return value
 
-        def positive(value):
-            """Greater than 0 as a signed number."""
-            return ~value[-1] & value.any()
+        # "Greater" and "the same" side by side: no look at all bits of a difference behind its carry chain.
+        def greater(name, left, right):
+            """left - right > 0 as a signed number."""
+            return ~difference(name, left, right)[-1] & (left != right)
 
         # What becomes of the packet.
         moving, live, drop, divert, forward = (
             Signal(name=name) for name in ("moving", "live", "drop", "divert", "forward")
         )
+        past_limit = greater("past_limit", end_there, state.limit_end)
         m.d.comb += [
-            moving.eq((state.state == PairState.ACTIVE) | (state.state == PairState.LINGER)),
+            moving.eq((state.state != PairState.PENDING) & ~state.ending),
             drop.eq((state.state == PairState.LINGER) & op.syn & ~op.has_ack),
-            divert.eq(state.bounded & ~op.rst & (op.fin | Mux(op.side, positive(past_limit), op.payload_length != 0))),
+            divert.eq(state.bounded & ~op.rst & (op.fin | Mux(op.side, past_limit, op.payload_length != 0))),
             live.eq((op.kind == OpKind.PACKET) & moving & ~drop),
             forward.eq(live & ~divert),
         ]
 
         # What it acknowledges, forwarded or not: no more than has been forwarded to it.
+        # (Compared for both sides, so that the choice of the side comes behind the comparisons.)
         accepted = Signal()
-        newer = difference("newer", op.ack, mine.ack)
-        unsent = difference("unsent", ack_there, other.snd_end)
+        fresh = [
+            greater(f"newer{k}", op.ack, state.sides[k].ack)
+            & ~greater(f"unsent{k}", ack_there, state.sides[1 - k].snd_end)
+            for k in range(2)
+        ]
         below_guard = difference("below_guard", op.ack, self.guard_end)[-1]
         m.d.comb += [
-            accepted.eq(op.has_ack & positive(newer) & ~positive(unsent)),
+            accepted.eq(op.has_ack & Mux(op.side, fresh[1], fresh[0])),
             after.ack.eq(Mux(accepted, op.ack, mine.ack)),
             after.guard.eq(mine.guard & ~(accepted & ~below_guard)),
-            other_acked.eq(
-                other.fin & Mux(accepted, unsent == 0, mine.ack == (other.snd_end + other.offset)[:32]) | other.fin_acked
-            ),
+            other_acked.eq(other.fin & accepted & (ack_there == other.snd_end) | other.fin_acked),
         ]
 
-        # What it carries. The text in a reset is not data (RFC 9293 section 3.5.3).
+        # What it carries. The text in a reset is not data (RFC 9293 section 3.5.3), and a FIN within data that have been
+        # forwarded is none.
         end = Signal(32)
         carried = Signal()
         ahead = difference("ahead", end, mine.snd_end)
@@ -168,14 +173,14 @@ class SpliceRules(wiring.Component):
             end.eq(op.data_end + op.fin),
             carried.eq(forward & ~op.rst & ~mine.fin & (ahead[SEND_END_BITS:] == 0)),
             after.snd_end.eq(Mux(carried, end, mine.snd_end)),
-            after.fin.eq(mine.fin | carried & op.fin),
+            after.fin.eq(mine.fin | carried & op.fin & (end != mine.snd_end)),
             after.fin_acked.eq(mine.fin_acked),
             after.offset.eq(mine.offset),
         ]
         stamp = Signal()
-        later = difference("later", op.tsval, mine.tsval)
+        later = greater("later", op.tsval, mine.tsval)
         m.d.comb += [
-            stamp.eq(forward & op.timestamps & (~mine.stamped | positive(later))),
+            stamp.eq(forward & op.timestamps & (~mine.stamped | later)),
             after.tsval.eq(Mux(stamp, op.tsval, mine.tsval)),
             after.stamped.eq(mine.stamped | stamp),
             after.octets.eq(mine.octets + Mux(forward, op.payload_length, 0)),
@@ -199,20 +204,18 @@ class SpliceRules(wiring.Component):
         new = self.next
         m.d.comb += new.eq(state)
         with m.If(act.ended):
-            m.d.comb += [self.write.eq(1), new.state.eq(PairState.ENDING), new.status.eq(act.status)]
+            m.d.comb += [new.ending.eq(1), new.status.eq(act.status)]
         with m.Switch(op.kind):
             with m.Case(OpKind.PACKET):
+                m.d.comb += self.write.eq(moving)
                 with m.If(live):
-                    m.d.comb += self.write.eq(1)
                     for side in range(2):
                         with m.If(op.side == side):
                             m.d.comb += [new.sides[side].eq(after), new.sides[1 - side].fin_acked.eq(other_acked)]
                     with m.If(state.state == PairState.ACTIVE):
                         m.d.comb += new.deadline.eq(self.now + state.idle)
                         with m.If(mine.fin_acked & other_acked):
-                            m.d.comb += new.deadline.eq(self.now + self.linger)
-                            with m.If(~act.ended):
-                                m.d.comb += new.state.eq(PairState.LINGER)
+                            m.d.comb += [new.deadline.eq(self.now + self.linger), new.state.eq(PairState.LINGER)]
                 # The last reason that holds counts.
                 with m.If(moving & drop):
                     m.d.comb += [act.ended.eq(1), act.status.eq(Status.OK)]
@@ -229,19 +232,20 @@ class SpliceRules(wiring.Component):
                     new.deadline.eq(self.now + state.idle),
                 ]
             with m.Case(OpKind.ABORT):
+                m.d.comb += self.write.eq(act.found)
                 with m.If(act.found):
                     m.d.comb += [act.ended.eq(1), act.status.eq(Status.ABORTED)]
             with m.Case(OpKind.SWEEP):
-                with m.If((state.state == PairState.ACTIVE) & (state.idle != 0) & overdue):
-                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.IDLE)]
-                with m.If((state.state == PairState.LINGER) & overdue):
-                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.OK)]
+                lingers = state.state == PairState.LINGER
+                m.d.comb += self.write.eq(act.ended)
+                with m.If(moving & overdue & (lingers | (state.idle != 0))):
+                    m.d.comb += [act.ended.eq(1), act.status.eq(Mux(lingers, Status.OK, Status.IDLE))]
         return m
 
     def _route(self, m, drop, divert, moving, forward, mine):
         """Where the packet goes."""
         state, act = self.state, self.act
-        diverted = moving & ~drop & divert | (state.state == PairState.ENDING)
+        diverted = moving & ~drop & divert | state.ending
         m.d.comb += [
             act.forward.eq(forward),
             act.dropped.eq(moving & drop & (self.op.kind == OpKind.PACKET)),

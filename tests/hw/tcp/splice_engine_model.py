@@ -161,7 +161,8 @@ class Pair:
 
         if not diverted:
             end = (seq + segment.payload + fin) & M32
-            if not rst and not mine.fin and 0 <= ahead(end, mine.snd_end) < 1 << 30:
+            # A FIN in front of data that have been forwarded is none, and so is the text in a reset.
+            if not rst and not mine.fin and 0 < ahead(end, mine.snd_end) < 1 << 30:
                 mine.snd_end = end
                 mine.fin = fin
             if segment.tsval is not None and (mine.tsval is None or ahead(segment.tsval, mine.tsval) > 0):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 
 from acceltcp.abi.messages import SPLICE_COMMAND, SPLICE_SIDE, SpliceSideFlag, Status
+from acceltcp.abi.wire import TCPFlag
 from hw.dma.tx import COMMANDS
 from hw.tcp.splice_install import SpliceInstall
 from tests.hw.simulate import always, converts, sometimes
@@ -196,6 +197,26 @@ def test_both_directions_begin_together(monkeypatch):
         switch = forwarded.index(True)
         assert 10 < switch < 50 and all(forwarded[switch:])
         assert [packet.way for _, packet, _ in bench.outputs] == [0, 1] * 30
+
+    bench.run(monkeypatch, scenario)
+
+
+def test_a_beginning_is_told_before_the_end(monkeypatch):
+    """A splice that ends at once, while nobody takes the event that says that it has begun."""
+    stuck = {"events0": True}
+    bench = SpliceBench(go=lambda name: (lambda: not stuck.get(name)))
+
+    async def scenario(ctx, bench):
+        bench.command(*sides(), want=Status.OK)
+        while not bench.pairs or bench.pairs[0].state == "PENDING":
+            await bench.cycle(ctx)
+        bench.send(Packet(random.Random(1), 0, Segment(5000, flags=TCPFlag.RST)))
+        for _ in range(200):
+            await bench.cycle(ctx)
+        assert not bench.table and not bench.told and not bench.done
+        stuck.clear()
+        await bench.settle(ctx)
+        assert len(bench.done) == 1 and [event["status"] for event in bench.told] == [0, Status.RESET]
 
     bench.run(monkeypatch, scenario)
 
