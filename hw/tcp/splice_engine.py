@@ -231,7 +231,8 @@ class SpliceEngine(wiring.Component):
         m.d.comb += [
             others.eq(self.installs.valid | self.aborts.valid | self.reads.valid | sweeping),
             urgent.eq(waited == SHARE),
-            packets_turn.eq(taken & ~(others & urgent)),
+            # Who has waited still does: nobody withdraws.
+            packets_turn.eq(taken & ~urgent),
             self.i.ready.eq(packets_turn),
             begun.eq(1),
         ]

@@ -6,7 +6,7 @@ again only when all of those have passed. Since packets stay in order it is enou
 dispatch FIFO any more (`LOOKUP_CYCLES`), and then until that FIFO has once been empty or as many packets have come as fit in it. This is done
 for all indices together that have come back until then.
 
-* Latency: an index comes back after about `LOOKUP_CYCLES` cycles, and at most as long again. Throughput: one index per cycle.
+* Latency: an index comes back after about `LOOKUP_CYCLES` cycles, and at most as long again. Throughput: one index per two cycles.
 * Registered: all outputs. Overflow: cannot happen, the FIFO has room for all indices. Reset: all are free.
 """
 
@@ -65,10 +65,12 @@ class SpliceIndices(wiring.Component):
         usable, fresh, batch = Signal(count), Signal(count), Signal(count)
         begin, finish = Signal(), Signal()
         unused, came, gone = Signal(), Signal(), Signal()
+        # As of the cycle before; after one has gone the next is looked at once more.
+        any_usable, just_gone = Signal(), Signal()
         m.d.comb += [
             # (Their number is a power of two.)
             unused.eq(~self.used_end[-1]),
-            self.free.valid.eq(unused | waiting.o.valid & (usable != 0)),
+            self.free.valid.eq(unused | waiting.o.valid & any_usable & ~just_gone),
             self.free.p.index.eq(Mux(unused, self.used_end, waiting.o.p.index)),
             gone.eq(self.free.valid & self.free.ready),
             waiting.o.ready.eq(gone & ~unused),
@@ -82,6 +84,8 @@ class SpliceIndices(wiring.Component):
         with m.If(gone & unused):
             m.d.sync += self.used_end.eq(self.used_end + 1)
         m.d.sync += [
+            any_usable.eq(usable != 0),
+            just_gone.eq(gone),
             self.held.eq(self.held + gone - came),
             usable.eq(usable + Mux(finish, batch, 0) - (gone & ~unused)),
             fresh.eq(Mux(begin, 0, fresh) + came),

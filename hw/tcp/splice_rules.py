@@ -130,6 +130,11 @@ class SpliceRules(wiring.Component):
             m.d.comb += value.eq(left - right)
             return value
 
+        def same(value, name, *, of_other=False):
+            """Whether the field of the packet's side, or the other one, is this. The side is chosen behind the comparison."""
+            first = value == state.sides[of_other][name]
+            return Mux(op.side, value == state.sides[1 - of_other][name], first)
+
         # "Greater" and "the same" side by side: no look at all bits of a difference behind its carry chain.
         def greater(name, left, right):
             """left - right > 0 as a signed number."""
@@ -161,7 +166,7 @@ class SpliceRules(wiring.Component):
             accepted.eq(op.has_ack & Mux(op.side, fresh[1], fresh[0])),
             after.ack.eq(Mux(accepted, op.ack, mine.ack)),
             after.guard.eq(mine.guard & ~(accepted & ~below_guard)),
-            other_acked.eq(other.fin & accepted & (ack_there == other.snd_end) | other.fin_acked),
+            other_acked.eq(other.fin & accepted & same(ack_there, "snd_end", of_other=True) | other.fin_acked),
         ]
 
         # What it carries. The text in a reset is not data (RFC 9293 section 3.5.3), and a FIN within data that have been
@@ -189,13 +194,14 @@ class SpliceRules(wiring.Component):
 
         # How it ends. A reset that is not exact is left to the far end (RFC 5961 section 3).
         reset, limit = Signal(), Signal()
-        overdue = Signal()
+        lingers, due = Signal(), Signal()
         passed = Signal(SPLICE_TIME_BITS)
         m.d.comb += [
-            reset.eq(forward & op.rst & ((seq_there == other.ack) | (op.seq == mine.snd_end))),
+            reset.eq(forward & op.rst & (same(seq_there, "ack", of_other=True) | same(op.seq, "snd_end"))),
             limit.eq(live & state.bounded & ~op.side & accepted & (op.ack == state.limit_end)),
             passed.eq(self.now - state.deadline),
-            overdue.eq(~passed[-1]),
+            lingers.eq(state.state == PairState.LINGER),
+            due.eq(moving & ~passed[-1] & (lingers | (state.idle != 0))),
             act.found.eq(moving & (op.generation == state.generation)),
         ]
 
@@ -236,9 +242,8 @@ class SpliceRules(wiring.Component):
                 with m.If(act.found):
                     m.d.comb += [act.ended.eq(1), act.status.eq(Status.ABORTED)]
             with m.Case(OpKind.SWEEP):
-                lingers = state.state == PairState.LINGER
-                m.d.comb += self.write.eq(act.ended)
-                with m.If(moving & overdue & (lingers | (state.idle != 0))):
+                m.d.comb += self.write.eq(due)
+                with m.If(due):
                     m.d.comb += [act.ended.eq(1), act.status.eq(Mux(lingers, Status.OK, Status.IDLE))]
         return m
 
