@@ -1,6 +1,6 @@
 """TxPort: the way out to one MAC; wiring only.
 
-Replies and frames from the host take turns packet by packet, are padded to the shortest
+Replies, frames from the host and spliced packets take turns packet by packet, are padded to the shortest
 legal frame, and are counted. Latency 1 cycle in the arbiter, see `TxPad` and `AxisSink`
 for the others; one beat per cycle. With `stop` the frame under way is finished and none begins,
 so that a soft reset cuts no frame on the wire.
@@ -19,7 +19,6 @@ from .stream.tap import PacketTap
 
 __all__ = ["TxPort"]
 
-SOURCES = 2
 
 
 class TxPort(wiring.Component):
@@ -27,8 +26,8 @@ class TxPort(wiring.Component):
 
     Members
     -------
-    i : In(packet_stream(width)).array(2)
-        SYN-ACKs and frames from the host.
+    i : In(packet_stream(width)).array(sources)
+        Segments that the NIC makes, frames from the host, and with splices what they forward.
     tdata, tkeep, tvalid, tlast, tuser : Out, tready : In
         AXI4-Stream to the MAC.
     busy : Out(1)
@@ -42,9 +41,10 @@ class TxPort(wiring.Component):
 
     def __init__(self, config):
         self._width = width = config.width
+        self._sources = 3 if config.splices else 2
         super().__init__(
             {
-                "i": In(packet_stream(width)).array(SOURCES),
+                "i": In(packet_stream(width)).array(self._sources),
                 "tdata": Out(8 * width),
                 "tkeep": Out(width),
                 "tvalid": Out(1),
@@ -60,7 +60,7 @@ class TxPort(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.arbiter = arbiter = PacketArbiter(self._width, SOURCES)
+        m.submodules.arbiter = arbiter = PacketArbiter(self._width, self._sources)
         m.submodules.pad = pad = TxPad(self._width)
         m.submodules.tap = tap = PacketTap(self._width, packets="tx_packets", octets="tx_bytes")
         m.submodules.sink = sink = AxisSink(self._width)

@@ -4,7 +4,7 @@ One at a time, in order. Each ends in exactly one `COMMAND_DONE` event with a st
 command has had no effect. `NOP` succeeds; the listen commands are passed to the listen table,
 whose answer is the status; FLOW_UPDATE likewise to the teardown engine. CLOSE is passed on and makes its own event:
 the next command need not wait for it. (A command of the wrong length never gets here: the TX DMA refuses
-it before it is read.)
+it before it is read.) SPLICE goes the way of CLOSE, SPLICE_UPDATE that of FLOW_UPDATE.
 
 * Latency: 3 cycles to the event for `NOP` and refusals; for listen commands 3 more than the
   listen table takes, for FLOW_UPDATE about 12, for CLOSE 3 until it is passed on. Throughput: one command in that time.
@@ -20,6 +20,7 @@ from acceltcp.abi.messages import (
     COMMAND,
     FLOW_COMMAND,
     LISTEN_COMMAND,
+    SPLICE_UPDATE_COMMAND,
     CommandOpcode,
     EventType,
     FlowFlag,
@@ -48,6 +49,8 @@ class Commands(wiring.Component):
     listen: Out(ListenPort()): the listen table.
     close: Out(stream(TxCommand)): CLOSE commands.
     updates, updated: Out(stream(FlowUpdate)), In(stream({"status"})): FLOW_UPDATE.
+    splice: Out(stream(TxCommand)): SPLICE commands; with `config.splices` only.
+    splice_updates, splice_updated: Out(stream({"splice"})), In(stream({"status"})): SPLICE_UPDATE; likewise.
     events: Out(stream(EventRequest)).
     idle: no command is in work or waits.
     counts: commands, command_errors.
@@ -57,8 +60,14 @@ class Commands(wiring.Component):
         if not isinstance(config, NicConfig):
             raise TypeError(f"config must be a NicConfig, not {config!r}")
         self._config = config
+        splices = {
+            "splice": Out(stream.Signature(TxCommand)),
+            "splice_updates": Out(stream.Signature(data.StructLayout({"splice": 32}))),
+            "splice_updated": In(stream.Signature(data.StructLayout({"status": 8}))),
+        }
         super().__init__(
             {
+                **(splices if config.splices else {}),
                 "i": In(stream.Signature(TxCommand)),
                 "listen": Out(ListenPort()),
                 "close": Out(stream.Signature(TxCommand)),
@@ -79,13 +88,16 @@ class Commands(wiring.Component):
         def reserved(view, message):
             return Cat(view[f.name] for f in message.fields if f.reserved)
 
-        for_table, for_flow, for_close = Signal(), Signal(), Signal()
+        splice = data.View(message_layout(SPLICE_UPDATE_COMMAND), self.i.p.command)
+        for_table, for_flow, for_close, for_splice, for_end = (
+            Signal(name=f"for_{name}") for name in ("table", "flow", "close", "splice", "end")
+        )
         no_flow = Signal()
         known = Signal()
         unclean = Signal()
         status = Signal(8, reset_less=True)
         value = Signal(32, reset_less=True)
-        done = Signal()
+        done, passed, splice_passed = Signal(), Signal(), Signal()
         event = self.events.p.event
         m.d.comb += [
             self.listen.command.payload.eq(self.i.p.command),
@@ -97,8 +109,14 @@ class Commands(wiring.Component):
             event.tag.eq(head.tag),
             event.value.eq(value),
             done.eq(self.events.valid & self.events.ready),
-            self.i.ready.eq(done | self.close.valid & self.close.ready),
+            self.i.ready.eq(done | passed),
+            passed.eq(self.close.valid & self.close.ready | splice_passed),
             self.close.payload.eq(self.i.payload),
+            *(
+                (self.splice.payload.eq(self.i.payload), self.splice_updates.p.splice.eq(splice.splice))
+                if self._config.splices
+                else ()
+            ),
             self.updates.p.index.eq(flow.flow),
             self.updates.p.fin.eq(flow.flags[int(FlowFlag.FIN).bit_length() - 1]),
             self.updates.p.abort.eq(flow.flags[int(FlowFlag.ABORT).bit_length() - 1]),
@@ -117,6 +135,8 @@ class Commands(wiring.Component):
                     for_table.eq(0),
                     for_flow.eq(0),
                     for_close.eq(0),
+                    for_splice.eq(0),
+                    for_end.eq(0),
                     no_flow.eq(flow.flow >= self._config.flows),
                 ]
                 with m.Switch(head.opcode):
@@ -142,6 +162,15 @@ class Commands(wiring.Component):
                                 reserved(flow, FLOW_COMMAND).any() | ((flow.flags & ~sum(FlowFlag) & 0xFF) != 0)
                             ),
                         ]
+                    if self._config.splices:
+                        with m.Case(CommandOpcode.SPLICE):
+                            m.d.sync += [for_splice.eq(1), known.eq(1), unclean.eq(0)]
+                        with m.Case(CommandOpcode.SPLICE_UPDATE):
+                            m.d.sync += [
+                                for_end.eq(1),
+                                known.eq(1),
+                                unclean.eq(reserved(splice, SPLICE_UPDATE_COMMAND).any()),
+                            ]
                     with m.Default():
                         m.d.sync += [known.eq(0), unclean.eq(0)]
                 with m.If(self.i.valid):
@@ -156,6 +185,10 @@ class Commands(wiring.Component):
                     m.next = "Ask the listen table"
                 with m.Elif(for_close):
                     m.next = "Pass it on"
+                with m.Elif(for_splice):
+                    m.next = "Pass on a splice"
+                with m.Elif(for_end):
+                    m.next = "End a splice"
                 with m.Elif(for_flow & no_flow):
                     m.d.sync += status.eq(Status.NOT_FOUND)
                 with m.Elif(for_flow):
@@ -187,6 +220,20 @@ class Commands(wiring.Component):
                 m.d.sync += status.eq(self.updated.p.status)
                 with m.If(self.updated.valid):
                     m.next = "Tell"
+            if self._config.splices:
+                with m.State("Pass on a splice"):
+                    m.d.comb += [self.splice.valid.eq(1), splice_passed.eq(self.splice.ready)]
+                    with m.If(self.splice.ready):
+                        m.next = "Look"
+                with m.State("End a splice"):
+                    m.d.comb += self.splice_updates.valid.eq(1)
+                    with m.If(self.splice_updates.ready):
+                        m.next = "Wait for the splice"
+                with m.State("Wait for the splice"):
+                    m.d.comb += self.splice_updated.ready.eq(1)
+                    m.d.sync += status.eq(self.splice_updated.p.status)
+                    with m.If(self.splice_updated.valid):
+                        m.next = "Tell"
             with m.State("Tell"):
                 m.d.comb += self.events.valid.eq(1)
                 with m.If(self.events.ready):

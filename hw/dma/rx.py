@@ -26,6 +26,7 @@ from ..csr.bus import QueueBus
 from ..packet.meta import RxDispatch
 from ..stream.beat import packet_stream
 from ..stream.fifo import StreamFifo
+from ..stream.fork import TAKE
 from ..stream.merge import StreamMerge
 from ..stream.width import Upsizer
 from .axi import ReadPort, WritePort
@@ -34,7 +35,7 @@ from .descriptors import DescriptorFetch
 from .entry_writer import EntryWriter
 from .events import DoorbellEvents, EventRequest
 from .ring import Posted
-from .rx_allocate import TAKE, RxAllocate, RxRecord
+from .rx_allocate import RxAllocate, RxRecord
 from .rx_write import RxWrite
 
 __all__ = ["RxDma"]
@@ -64,9 +65,9 @@ class RxDma(wiring.Component):
     idle : Out(1)
         Nothing is in flight, the last completion's answer included.
     dispatch : In(stream.Signature(RxDispatch))
-    take : Out(stream.Signature({"keep": 1})), one per port
+    take : Out(stream.Signature(TAKE)), one per port
     packets : In(packet_stream(config.width)), one per port
-        Packets taken with keep = 1, in that order.
+        Packets taken for the host, in that order.
     free_read : Out(ReadPort())
         Fetch of RX_FREE descriptors.
     write, completion_write : Out(WritePort())

@@ -11,6 +11,8 @@ claimed and a buffer is popped, so whatever is taken can be finished. In order:
   gives the buffer back;
 * else the packet is taken, and a plan tells the payload writer where it goes.
 
+What happens to a packet here changes nothing for the splice rewriter: a packet to forward is taken in any case.
+
 Latency: about 12 cycles from `dispatch` to `take` (5 of them in the descriptor fetch), one more
 to `plan` and `records`. Throughput: one packet per cycle. `dispatch.ready` depends on registers only; outputs are registered.
 Overflow: stalls `dispatch`. Reset: forgets what is under way; every queue is off.
@@ -27,13 +29,11 @@ from ..counts import counts_layout
 from ..csr.bus import QUEUE_BITS, QueueBus
 from ..packet.meta import RxDispatch
 from ..stream.fifo import StreamFifo
+from ..stream.fork import TAKE
 from .descriptors import Popped
 from .ring import QueueNumber, RingSlots
 
-__all__ = ["RxAllocate", "RxPlan", "RxRecord", "TAKE"]
-
-TAKE = data.StructLayout({"keep": 1})
-"""Order to a receive buffer: read the next packet out, or free it."""
+__all__ = ["RxAllocate", "RxPlan", "RxRecord"]
 
 _PENDING = 32  # packets between claim and popped buffer: more than the latency of a pop
 _TAKES = 16
@@ -73,7 +73,7 @@ class RxAllocate(wiring.Component):
         To the fetch of RX_FREE descriptors.
     take : Out(stream.Signature(TAKE)), one per port
     plan : Out(stream.Signature(RxPlan))
-        One per packet taken with keep = 1, in the order of the takes.
+        One per packet taken for the host, in the order of the takes.
     records : Out(stream.Signature(RxRecord))
         One per buffer popped, in order.
     doorbell_error : Out(stream.Signature(QueueNumber))
@@ -206,6 +206,7 @@ class RxAllocate(wiring.Component):
         """Stage 4: take, plan and record, each through its own FIFO or straight out."""
         valid, go = Signal(), Signal()
         port, keep, has4 = Signal(reset_less=True), Signal(reset_less=True), Signal(reset_less=True)
+        forward = Signal(reset_less=True)
         plan = Signal(RxPlan, reset_less=True)
         record = Signal(RxRecord, reset_less=True)
         completion = s3.dispatch.completion
@@ -225,6 +226,7 @@ class RxAllocate(wiring.Component):
                 port.eq(s3.dispatch.port),
                 has4.eq(has),
                 keep.eq(has & ~bad),
+                forward.eq(s3.dispatch.forward),
                 plan.port.eq(s3.dispatch.port),
                 plan.line.eq(free.address[6:]),
                 plan.shift.eq(free.address[:6]),
@@ -255,7 +257,7 @@ class RxAllocate(wiring.Component):
                 connect(m, takes.o, flipped(self.take[k]))
                 with m.Case(k):
                     m.d.comb += [ready.eq(takes.i.ready), takes.i.valid.eq(valid & go)]
-                m.d.comb += takes.i.payload.keep.eq(keep)
+                m.d.comb += [takes.i.p.host.eq(keep), takes.i.p.forward.eq(forward)]
         m.submodules.held = held = StreamFifo(RxRecord, 4, kind="block")
         connect(m, held.o, flipped(self.records))
         m.d.comb += [

@@ -62,12 +62,13 @@ class RxMeta(data.Struct):
 class RxDispatch(data.Struct):
     """What to do with the next packet of its port's receive buffer.
 
-    keep = 0: free it. keep = 1: write it to a buffer of `queue`. In `completion` the verdict
-    stage fills everything except `tag`, `status` and `phase`; `length` is the frame's.
+    keep = 1: write it to a buffer of `queue`. forward = 1: give it to the splice rewriter. Neither: free it. In
+    `completion` the verdict stage fills everything except `tag`, `status` and `phase`; `length` is the frame's.
     """
 
     port: 1
     keep: 1
+    forward: 1
     queue: 8
     completion: message_layout(RX_COMPLETION)
 

@@ -1,6 +1,6 @@
 """`Setup`: connection setup without state, for all ports. It only wires its stages together:
 
-    meta --> Classifier --> CookieEngine --> Verdict --+--> dispatch FIFO --> dispatch
+    meta --> Classifier --> CookieEngine --> Verdict --+--> dispatch FIFO --> (splices) --> dispatch
        |         |                              |      +--> SYN-ACK FIFO  --> syn_ack
        |     ListenTable <-- listen             |      +--> flow
        +--> connection ...................... lookup
@@ -39,7 +39,8 @@ from .classify import Classifier
 from .cookie import CookieEngine, CookieResponse, mss_of_class
 from .flow import FlowPacket
 from .listen import ListenPort, ListenTable
-from .records import DispatchRecord, SetupRecord
+from .records import SetupRecord
+from .splice_records import SpliceInput, SpliceOutput
 from .verdict import Verdict
 
 __all__ = ["REPLIES", "Setup"]
@@ -70,6 +71,8 @@ class Setup(wiring.Component):
     connection: Out(stream of ConnectionKey): every packet's; without a TCP header it means nothing.
     lookup: In(stream of Lookup): what the connection table says, one for each, in order.
     flow: Out(stream of FlowPacket); never stalled: segments of connections in teardown.
+    to_splices, from_splices: Out(stream of SpliceInput), In(stream of SpliceOutput): every packet passes the splice engine on its
+        way to `dispatch`, in order. Only with `config.splices`.
     mac, promiscuous, keep_bad: per port, see `acceltcp.abi.registers.PORT`.
     default_queue: for packets of no listener that RSS does not spread.
     rss: In(RssPort()): key, types and indirection table; without `config.rss` they are ignored.
@@ -90,6 +93,14 @@ class Setup(wiring.Component):
                 "connection": Out(stream.Signature(ConnectionKey)),
                 "lookup": In(stream.Signature(Lookup(config.table))),
                 "flow": Out(stream.Signature(FlowPacket(config))),
+                **(
+                    {
+                        "to_splices": Out(stream.Signature(SpliceInput(config))),
+                        "from_splices": In(stream.Signature(SpliceOutput)),
+                    }
+                    if config.splices
+                    else {}
+                ),
                 "mac": In(48).array(config.ports),
                 "promiscuous": In(1).array(config.ports),
                 "keep_bad": In(1).array(config.ports),
@@ -122,7 +133,7 @@ class Setup(wiring.Component):
         m.submodules.classifier = classifier = Classifier(config)
         m.submodules.cookie = cookie = CookieEngine(SetupRecord, pipelined=config.pipelined_hash)
         m.submodules.verdict = verdict = Verdict(config)
-        m.submodules.decided = decided = StreamFifo(DispatchRecord, waiting, kind="block")
+        m.submodules.decided = decided = StreamFifo(SpliceInput(config), waiting, kind="block")
         m.submodules.replies = replies = StreamFifo(Reply, REPLIES, kind="block")
 
         # The listen table's commands and the parameters.
@@ -179,15 +190,23 @@ class Setup(wiring.Component):
         wiring.connect(m, replies.o, wiring.flipped(self.syn_ack))
 
         # Give the dispatch record its constant fields back.
-        record, dispatch = decided.o.p, self.dispatch.p
-        completion = dispatch.completion
+        dispatch = self.dispatch.p
+        verdict_of = VerdictCode.PLAIN
+        if config.splices:
+            wiring.connect(m, decided.o, wiring.flipped(self.to_splices))
+            source = self.from_splices
+            verdict_of = source.p.verdict
+            m.d.comb += dispatch.forward.eq(source.p.forward)
+        else:
+            source = decided.o
+        record, completion = source.p.dispatch, dispatch.completion
         m.d.comb += [
-            self.dispatch.valid.eq(decided.o.valid),
-            decided.o.ready.eq(self.dispatch.ready),
+            self.dispatch.valid.eq(source.valid),
+            source.ready.eq(self.dispatch.ready),
             dispatch.port.eq(record.info.port),
             dispatch.keep.eq(record.keep),
             dispatch.queue.eq(record.queue),
-            completion.verdict.eq(Mux(record.new, VerdictCode.NEW, VerdictCode.PLAIN)),
+            completion.verdict.eq(Mux(record.new, VerdictCode.NEW, verdict_of)),
             completion.mss.eq(Mux(record.new, mss_of_class(record.terms.mss_class), 0)),
         ]
         for fields, names in (

@@ -21,9 +21,9 @@ from hw.dma.events import EventWriter
 from hw.dma.mux import AxiMaster
 from hw.dma.ring import Posted
 from hw.dma.rx import RxDma
-from hw.dma.rx_allocate import TAKE
 from hw.packet.meta import RxDispatch
 from hw.stream.beat import packet_stream
+from hw.stream.fork import TAKE
 from tests.hw.simulate import always, beats, run
 
 from .memory import Memory, Traffic, serve_axi_reads, serve_axi_writes
@@ -86,10 +86,11 @@ class Packet:
     queue: int = 0
     port: int = 0
     keep: int = 1
+    forward: int = 0
 
     def dispatch(self) -> int:
         at = RX_COMPLETION.to_int(length=len(self.octets), ts_clock=self.number, port=self.port, ipv4=1)
-        return self.port | self.keep << 1 | self.queue << 2 | at << 10
+        return self.port | self.keep << 1 | self.forward << 2 | self.queue << 3 | at << 11
 
 
 @dataclass
@@ -277,7 +278,7 @@ class Rig:
         pending: deque[int] = deque()
         offered, ready = False, take_go()
         ctx.set(take.ready, ready)
-        async for _, _, asked, keep, taken in ctx.tick().sample(take.valid, take.payload.keep, packets.ready):
+        async for _, _, asked, keep, taken in ctx.tick().sample(take.valid, take.payload.host, packets.ready):
             if asked and ready:
                 packet = stored.popleft()
                 if keep:

@@ -183,3 +183,13 @@ def test_one_packet_per_cycle():
 
 def test_converts():
     converts(RxAllocate(CONFIG))
+
+
+def test_a_packet_to_forward_is_taken_in_any_case():
+    """With a buffer for the host's copy, without one, and when the host gets none."""
+    packets = [Packet(i, bytes(100), 0, 0, keep) for i, keep in enumerate((True, True, False, True))]
+    for packet in packets:
+        packet.forward = packet.number < 3
+    seen = simulate(packets, {0: deque([(4096, 2048, 9, False)]), **{q: deque() for q in range(1, 4)}})
+    assert [value for _, value in seen["takes"][0]] == [0b11, 0b10, 0b10, 0b00]
+    assert len(seen["plans"]) == len(seen["records"]) == 1 and seen["counts"]["rx_drop_no_buffer"] == 2

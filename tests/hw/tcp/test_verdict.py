@@ -30,7 +30,7 @@ async def decide(ctx, dut, side, room=1):
     assert ctx.get(dut.dispatch.valid)
     counted = [name for name in dut.counts.shape().members if ctx.get(getattr(dut.counts, name))]
     reply = ctx.get(dut.reply.payload) if ctx.get(dut.reply.valid) else None
-    got = ctx.get(dut.dispatch.payload), reply, counted
+    got = ctx.get(dut.dispatch.p.dispatch), reply, counted
     await ctx.tick()
     assert not ctx.get(dut.dispatch.valid) and not ctx.get(dut.reply.valid)
     return got
@@ -71,8 +71,8 @@ def test_actions(timestamps):
 
 @pytest.mark.parametrize("action", Action)
 def test_held_connection(action):
-    """Whatever its segment would have been: it goes to the teardown engine, unless it is bad."""
-    dut = Verdict(NicConfig())
+    """Whatever its segment would have been: it goes to the teardown engine or the splice engine, unless it is bad."""
+    dut = Verdict(NicConfig(splices=2048))
     terms = {"timestamps": 1, "mss_class": 5, "wscale": 15, "sack": 1, "ecn": 0}
     good = cookies(terms, 3)
 
@@ -88,7 +88,8 @@ def test_held_connection(action):
             (1, {"hit": 0, "kind": Kind.TEARDOWN, "index": 0x5A5}),
             (1, {"hit": 1, "kind": Kind.SPLICE, "index": 0x5A5}),
         ):
-            taken = flow and lookup["hit"] and lookup["kind"] == Kind.TEARDOWN and action != Action.DROP
+            found = flow and lookup["hit"] and action != Action.DROP
+            taken, spliced = (found and lookup["kind"] == kind for kind in (Kind.TEARDOWN, Kind.SPLICE))
             ctx.set(dut.lookup, lookup)
             ctx.set(dut.reply.ready, 1)
             ctx.set(dut.i.p, {"mac": MAC, "side": {**side, "flow": flow}})
@@ -97,15 +98,22 @@ def test_held_connection(action):
             ctx.set(dut.i.valid, 0)
             assert ctx.get(dut.dispatch.valid) and ctx.get(dut.flow.valid) == bool(taken)
             if taken:
-                assert not ctx.get(dut.dispatch.p.keep) and not ctx.get(dut.reply.valid)
+                assert not ctx.get(dut.dispatch.p.dispatch.keep) and not ctx.get(dut.reply.valid)
                 assert ctx.get(dut.counts.as_value()) == 0
                 got = ctx.get(dut.flow.payload)
                 assert (got.index, got.answer) == (0x5A5, action == Action.ANSWER)
                 assert (got.segment.window, got.segment.flags, got.segment.payload_length) == (500, 0x11, 9)
                 assert (got.reply.seq, got.reply.ack, got.reply.tsecr, got.reply.src_port) == (good, 77, 1234, 80)
+            elif spliced:
+                dispatch, packet = ctx.get(dut.dispatch.p.dispatch), ctx.get(dut.dispatch.p.packet)
+                assert ctx.get(dut.dispatch.p.hit) and (dispatch.keep, dispatch.new) == (1, 0)
+                assert not ctx.get(dut.reply.valid) and ctx.get(dut.counts.as_value()) == 0
+                assert (packet.way, packet.seq, packet.ack) == (0x5A5, 76, good + 1)
+                assert (packet.flags, packet.payload_length, packet.timestamps, packet.tsval) == (0x11, 9, 1, 1234)
             else:
                 keep = action in (Action.PASS, Action.CHECK)
-                assert ctx.get(dut.dispatch.p.keep) == keep and ctx.get(dut.reply.valid) == (action == Action.ANSWER)
+                assert not ctx.get(dut.dispatch.p.hit)
+                assert ctx.get(dut.dispatch.p.dispatch.keep) == keep and ctx.get(dut.reply.valid) == (action == Action.ANSWER)
             await ctx.tick()
 
     run(dut, bench)
