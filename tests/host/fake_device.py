@@ -2,7 +2,7 @@
 
 It keeps registers, walks the rings, runs LISTEN commands, answers SYNs with real cookies and
 marks segments NEW, all at once in `write32` and `inject`. Given room for flows it closes connections as
-docs/teardown.md says; their timers run in `sweep`. Written against the contract in
+docs/teardown.md says; their timers run in `sweep`. Given room for splices it forwards packets (`fake_splice`). Written against the contract in
 `acceltcp.abi` and the standards, not against the driver. Frames that the device sends go to
 `on_wire`.
 """
@@ -25,6 +25,7 @@ from acceltcp.abi.cookie import (
     WSCALE_NONE,
     cookie,
 )
+from acceltcp.abi.fields import Message
 from acceltcp.abi.messages import (
     CLOSE_COMMAND,
     COMMAND,
@@ -36,6 +37,8 @@ from acceltcp.abi.messages import (
     LISTEN_COMMAND,
     RX_COMPLETION,
     RX_FREE,
+    SPLICE_COMMAND,
+    SPLICE_UPDATE_COMMAND,
     TX_DESCRIPTOR,
     WINDOW_UNIT,
     ChecksumState,
@@ -55,6 +58,8 @@ from acceltcp.abi.toeplitz import Toeplitz
 from acceltcp.abi.wire import ETHERNET, IPV4, IPV6, TCP, VLAN, EtherType, IPProtocol, TCPFlag
 from acceltcp.host.dma import DmaRegion
 from acceltcp.host.transport import Transport
+
+from .fake_splice import FakeSplices
 
 M32 = 0xFFFFFFFF
 
@@ -187,6 +192,7 @@ class FakeTransport(Transport):
         self.map_hash = regs.map_hash()
         self.features = regs.Feature.SETUP | regs.Feature.RSS
         self.flows_max = 0
+        self.splices: FakeSplices | None = None
         if flows:
             self.give_flows(flows)
         self.stuck = False  # the reset never ends
@@ -212,9 +218,19 @@ class FakeTransport(Transport):
         self.features |= regs.Feature.TEARDOWN
         self.flows_max = count
 
+    def give_splices(self, count: int) -> FakeSplices:
+        """Be a build that splices; it closes connections, too."""
+        if not self.flows_max:
+            self.give_flows(2 * count)
+        self.features |= regs.Feature.SPLICE
+        self.splices = FakeSplices(self, count)
+        return self.splices
+
     def _reset(self) -> None:
         self.values: dict[int, int] = {}
         self.flows: dict[int, FakeFlow] = {}
+        if self.splices is not None:
+            self.splices.reset()
         self.flow_secret = False
         self.found: int | None = None
         self.record = bytes(FLOW_RECORD.size)
@@ -246,7 +262,8 @@ class FakeTransport(Transport):
             "IDENT.features": lambda: int(self.features),
             "IDENT.shape": lambda: register.encode(width=64, ports=self.ports, queues=self.queues, tick_us=10),
             "IDENT.tables": lambda: register.encode(
-                listeners=self.listeners_max, flows_log2=max(self.flows_max, 1).bit_length() - 1
+                listeners=self.listeners_max, flows_log2=max(self.flows_max, 1).bit_length() - 1,
+                splices_log2=0 if self.splices is None else self.splices.most.bit_length() - 1,
             ),
             "IDENT.max_frame": lambda: 9018,
             "CONTROL.status": lambda: register.encode(resetting=int(self.stuck), secret_valid=int(self.key is not None)),
@@ -254,6 +271,7 @@ class FakeTransport(Transport):
             "QUEUE.status": lambda: register.encode(state=self.queue[index].state, idle=1),
             "FLOWS.status": lambda: register.encode(secret_valid=int(self.flow_secret), ready=1),
             "FLOWS.held": lambda: len(self.flows),
+            "SPLICE.held": lambda: 0 if self.splices is None else len(self.splices.pairs),
             "FLOWS.found": lambda: register.encode(found=int(self.found is not None), index=self.found or 0),
         }
         if name.startswith("FLOWS.record"):
@@ -382,14 +400,14 @@ class FakeTransport(Transport):
             if index < len(self.fds):
                 os.eventfd_write(self.fds[index], 1)
 
-    def post_event(self, number: int, **fields: int) -> None:
+    def post_event(self, number: int, message: Message = EVENT, **fields: int) -> None:
         queue = self.queue[number]
         entries = self._ring(number, "event")[1]
         if queue.event - queue.event_head & 0xFFFF >= entries:
             self.counters["event_overflow"] += 1
             return
         phase = 1 - queue.event // entries % 2
-        self._entry(number, "event", queue.event, EVENT.size)[:] = EVENT.pack(queue=number, phase=phase, **fields)
+        self._entry(number, "event", queue.event, EVENT.size)[:] = message.pack(queue=number, phase=phase, **fields)
         queue.event = queue.event + 1 & 0xFFFF
         self._interrupt(number)
 
@@ -434,6 +452,11 @@ class FakeTransport(Transport):
             status, value = self._close(index, CLOSE_COMMAND.unpack(data))
         elif fields["opcode"] == CommandOpcode.FLOW_UPDATE:
             status = self._flow_update(FLOW_COMMAND.unpack(data))
+        elif fields["opcode"] == CommandOpcode.SPLICE and self.splices is not None:
+            self.splices.command(index, at, SPLICE_COMMAND.unpack(data))
+            return
+        elif fields["opcode"] == CommandOpcode.SPLICE_UPDATE and self.splices is not None:
+            status = self.splices.update(SPLICE_UPDATE_COMMAND.unpack(data))
         elif fields["opcode"] != CommandOpcode.NOP:
             status = Status.BAD_OPCODE
         self.counters["command_errors" if status else "commands"] += 1
@@ -442,6 +465,8 @@ class FakeTransport(Transport):
             self._send_unsent(value)
         elif fields["opcode"] == CommandOpcode.FLOW_UPDATE and status == Status.OK:
             self._flow_told(FLOW_COMMAND.unpack(data))
+        elif fields["opcode"] == CommandOpcode.SPLICE_UPDATE and status == Status.OK and self.splices is not None:
+            self.splices.updated(SPLICE_UPDATE_COMMAND.unpack(data))
 
     def _listen(self, fields: dict[str, int]) -> tuple[Status, int]:
         key_flags = ListenFlag.IPV6 | ListenFlag.ANY_ADDRESS
@@ -701,7 +726,9 @@ class FakeTransport(Transport):
             self._fin_received(flow)
 
     def sweep(self) -> None:
-        """Run the timers of flows."""
+        """Run the timers of flows and splices."""
+        if self.splices is not None:
+            self.splices.sweep()
         now = self._steps
         for index, flow in list(self.flows.items()):
             if now < flow.deadline:
@@ -811,7 +838,16 @@ class FakeTransport(Transport):
             out["options_bad"] = options is None
             if self.flows and self._flow_takes(frame, l3, l4, src, dst, tcp, options, end - payload):
                 return
-            queue = self._setup(frame, l3, l4, src, dst, tcp, options, end - payload, "ipv6" in out, out)
+            spliced = None
+            if self.splices is not None:
+                tsval = options.ts[0] if options is not None and options.ts is not None else None
+                spliced = self.splices.takes(frame, l3, l4, tcp, tsval, end - payload)
+                if spliced is not None and not spliced[0]:
+                    return
+            if spliced is not None and spliced[1] is not None:
+                queue, out["verdict"] = spliced[1], spliced[2]
+            else:
+                queue = self._setup(frame, l3, l4, src, dst, tcp, options, end - payload, "ipv6" in out, out)
             if queue is None:
                 return
         else:

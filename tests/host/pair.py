@@ -377,6 +377,7 @@ class Pair:
         self.a = Side(self, 1, a or TcpSettings(), **(a_options or {}))
         self.b = Side(self, 2, b or TcpSettings(), **(b_options or {}))
         self.a.other, self.b.other = self.b, self.a
+        self.sides: tuple[Side, ...] = (self.a, self.b)
         self.ways = {
             1: _Direction(self, self.b, to_b, (seed, "to b")),
             2: _Direction(self, self.a, to_b if to_a is None else to_a, (seed, "to a")),
@@ -412,12 +413,12 @@ class Pair:
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Let time pass, at most so much; whether `until` came true."""
         stop = self.now + seconds
-        sides = (self.a, self.b)
+        sides = self.sides
         for side in sides:
             side.turn()
         events, turns, instant = self._events, 0, self.now
         while not until():
-            now = min(stop, self.a.wakes_at, self.b.wakes_at)
+            now = min(stop, *(side.wakes_at for side in sides))
             if self._touched:
                 now = self.now
             if events and events[0][0] < now:

@@ -417,7 +417,7 @@ def test_stats_have_every_layer():
     async def test(nic: Nic, net: RealTime) -> None:
         await nic.listen(80)
         stats = nic.stats()
-        assert set(stats) == {"counters", "queue", "tcp", "flows", "network", "listeners"}
+        assert set(stats) == {"counters", "queue", "tcp", "flows", "splice", "network", "listeners"}
         assert stats["counters"]["commands"] == 2 and stats["queue"]["commands"] == 2
 
     run(test)

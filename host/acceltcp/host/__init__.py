@@ -14,6 +14,7 @@ from .aio.event_loop import EventLoop, run
 from .aio.relay import relay
 from .aio.server import TransportServer
 from .aio.sockets import NicSocket
+from .aio.splice import SpliceResult, splice
 from .aio.streams import open_connection, start_server
 from .aio.transport import TcpTransport, ViewProtocol
 from .connection import Connection
@@ -41,6 +42,7 @@ __all__ = [
     "NicSocket",
     "Queue",
     "Server",
+    "SpliceResult",
     "TcpSettings",
     "TcpTransport",
     "Transport",
@@ -54,5 +56,6 @@ __all__ = [
     "parse_mac",
     "relay",
     "run",
+    "splice",
     "start_server",
 ]

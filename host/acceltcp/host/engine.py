@@ -37,6 +37,8 @@ from .tcp import TcpConnection, TcpEndpoint, TcpSettings
 from .tcp.flows import FLOW_STATS, Flows
 from .tcp.handover import HandOver
 from .tcp.settings import SECONDS_MAX
+from .tcp.splices import SPLICE_STATS, Splices
+from .tcp.splicing import Splicing
 
 __all__ = ["Engine", "NicUser", "engines_of"]
 
@@ -138,6 +140,12 @@ class Engine:
         """Gets the device before it is configured; what it raises ends the start."""
         self.flows: Flows | None = None
         """Connections that the NIC closes; None when this build of it cannot."""
+        self.splices: Splices | None = None
+        """Connections whose packets the NIC forwards to each other; None when this build of it cannot."""
+        self.software_splices = 0
+        """Connections that `splice` has joined in software."""
+        self.refused_splices: dict[str, int] = {}
+        """Of them, why the NIC did not (`splicing.REFUSALS`)."""
         self._table_lock = asyncio.Lock()
         self.network = Network(
             self.addresses, self._send_frame, routes=routes, neighbours=neighbours, mtu=self.mtu
@@ -247,6 +255,9 @@ class Engine:
         pool = FramePool(self.device.memory, self.mtu + _LINK_OVERHEAD, limit=self._frame_memory)
         self.flows = Flows(self.queue, pool, step=self.device.flow_step_s(), mtu=self.mtu)
         self.endpoint.hand_over = HandOver(self.endpoint, self.flows)
+        if Feature.SPLICE in self.device.identity.features:
+            self.splices = Splices(self.queue, pool, step=self.device.flow_step_s())
+            self.endpoint.splices = Splicing(self.endpoint, self.splices)
 
     async def close(self) -> None:
         """Close servers, let connections that are closing finish for a moment, and reset the others, whatever they have unsent or unread."""
@@ -266,7 +277,7 @@ class Engine:
                     if self.sharing is None:
                         self.device.enable(False)
                     self.queue.drain()
-                    if self._open_flows and self.sharing is None:
+                    if self._open_in_nic and self.sharing is None:
                         self.device.reset()  # the only way left to have our memory back
                     self.queue.stop()
                     if self.flows is not None:
@@ -277,17 +288,19 @@ class Engine:
     async def _wind_down(self) -> None:
         asked_until = self._abort([user for user in self._users if not user.is_closing()])
         deadline = time.monotonic() + self._linger
-        while (self._users or self._open_flows) and time.monotonic() < deadline and self._error is None:
+        while (self._users or self._open_in_nic) and time.monotonic() < deadline and self._error is None:
             await asyncio.sleep(0.01)
         asked_until = max(asked_until, self._abort(list(self._users)))
         if self.endpoint.hand_over is not None:
             self.endpoint.hand_over.abort_all()
+        if self.endpoint.splices is not None:
+            self.endpoint.splices.abort_all()
         self._flush()
         await asyncio.sleep(0)
         while time.monotonic() < asked_until and self._error is None:
             await asyncio.sleep(0.01)
         deadline = time.monotonic() + _ABORT_S
-        while self._open_flows and time.monotonic() < deadline and self._error is None:
+        while self._open_in_nic and time.monotonic() < deadline and self._error is None:
             await asyncio.sleep(0.002)
 
     @staticmethod
@@ -301,8 +314,10 @@ class Engine:
         return time.monotonic() + _CHALLENGE_S if in_flight else 0.0
 
     @property
-    def _open_flows(self) -> int:
-        return self.flows.open if self.flows is not None else 0
+    def _open_in_nic(self) -> int:
+        """What the NIC has of connections: flows and splices."""
+        flows = self.flows.open if self.flows is not None else 0
+        return flows + (self.splices.open if self.splices is not None else 0)
 
     def _let_go(self) -> None:
         """Nothing wakes us any more."""
@@ -335,6 +350,8 @@ class Engine:
             user.closed(gone)
         if self.flows is not None:
             self.flows.fail(gone)
+        if self.splices is not None:
+            self.splices.fail()
         if not self._lost.done():
             self._lost.set_exception(error)
             self._lost.exception()  # retrieved: nobody has to wait for it
@@ -543,6 +560,11 @@ class Engine:
             "queue": self.queue.stats.as_dict(),
             "tcp": {**self.endpoint.stats, "open": len(self.endpoint.connections)},
             "flows": self.flows.stats() if self.flows is not None else dict.fromkeys(FLOW_STATS, 0),
+            "splice": {
+                **(self.splices.stats() if self.splices is not None else dict.fromkeys(SPLICE_STATS, 0)),
+                "software": self.software_splices,
+                "refused": dict(self.refused_splices),
+            },
             "network": self.network.stats(),
             "listeners": {
                 ", ".join(_place(address, server.port) for address in server.addresses): {

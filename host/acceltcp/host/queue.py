@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -94,6 +94,7 @@ _EV_RETRANSMISSIONS = EVENT_PACKING["retransmissions"].item
 assert all(EVENT_PACKING[name].shift == 0 for name in ("type", "status", "index", "tag", "value", "rtt", "retransmissions"))
 # Comparing with a member of an enumeration is slow.
 _COMMAND_DONE, _FLOW_DONE = int(EventType.COMMAND_DONE), int(EventType.FLOW_DONE)
+_SPLICE_EVENTS = frozenset(map(int, (EventType.SPLICE_SIDE, EventType.SPLICE_DONE)))
 _SAY_READ = frozenset(map(int, (EventType.TX_DONE, EventType.TX_ERROR, EventType.COMMAND_DONE)))
 """Events that tell which descriptors have been read."""
 _SEND, _COMMAND, _EVENT = int(TxOpcode.SEND), int(TxOpcode.COMMAND), int(TxFlag.EVENT)
@@ -185,6 +186,8 @@ class Queue:
         self.on_flow_done: Callable[[int, int, int, int], None] | None = None
         """Called in `poll` when the NIC has ended a flow: index, status (`Status`, as a plain number), RTT in timer
         steps (0: none), retransmissions."""
+        self.on_splice_event: Callable[[bytes], None] | None = None
+        """Called in `poll` with an event that tells of the end of a splice, as it lies in the ring (`SPLICE_EVENT`)."""
         self._starved = False
         self._start(interval)
 
@@ -277,6 +280,7 @@ class Queue:
         while taken := self.events.take(256):
             total += len(taken)
             self._read_up_to(taken)
+            whole = self._whole_events(taken) if self.on_splice_event is not None else None
             for items in taken:
                 try:
                     if items[_EV_OVERFLOW_I] & _EV_OVERFLOW:
@@ -293,7 +297,7 @@ class Queue:
                                 items[_EV_VALUE], items[_EV_STATUS], items[_EV_RTT], items[_EV_RETRANSMISSIONS]
                             )
                     else:
-                        self._rare_event(kind, items)
+                        self._rare_event(kind, items, whole)
                 except DeviceError:
                     raise
                 except Exception:
@@ -305,8 +309,16 @@ class Queue:
                 self.on_space()
         return total
 
-    def _rare_event(self, kind: int, items: tuple[int, ...]) -> None:
-        if kind == EventType.TX_ERROR:
+    def _whole_events(self, taken: list[tuple[int, ...]]) -> Iterator[bytes]:
+        """Those that are more than an EVENT, in order. Copies: who handles one event may make room in the ring."""
+        first = self.events.head - len(taken)
+        return iter([bytes(self.events.entry(first + at)) for at, items in enumerate(taken) if items[_EV_TYPE] in _SPLICE_EVENTS])
+
+    def _rare_event(self, kind: int, items: tuple[int, ...], whole: Iterator[bytes] | None) -> None:
+        if kind in _SPLICE_EVENTS:
+            if whole is not None and self.on_splice_event is not None:
+                self.on_splice_event(next(whole))
+        elif kind == EventType.TX_ERROR:
             self.stats.tx_errors += 1
             log.warning("%s: descriptor %d failed: %s", self._name, items[_EV_INDEX], status_of(items[_EV_STATUS]).name)
         elif kind in (EventType.RX_ERROR, EventType.QUEUE_ERROR):

@@ -131,6 +131,11 @@ class ConsumerRing:
         self.head = self.head + count & 0xFFFF
         return taken
 
+    def entry(self, index: int) -> memoryview:
+        """An entry as it lies there, by its free-running index; of one that was taken, until `acknowledge`."""
+        at = (index & self.entries - 1) * self._size
+        return self._view[at : at + self._size]
+
     def acknowledge(self) -> None:
         """Tell the device that all taken entries may be overwritten."""
         self._doorbell(self.head)

@@ -35,11 +35,14 @@ async def _sweep(transports: tuple[FakeTransport, ...]) -> None:
         await asyncio.sleep(0.01)
 
 
-def run_pair(test: Callable[[Nic, Nic], Awaitable[None]], *, near: Any = (), far: Any = ()) -> None:
-    """Run `test(near, far)` in an `EventLoop`, whose NIC is the near one. near, far: more options for `Nic`."""
+def run_pair(test: Callable[[Nic, Nic], Awaitable[None]], *, near: Any = (), far: Any = (), far_splices: int = 0) -> None:
+    """Run `test(near, far)` in an `EventLoop`, whose NIC is the near one. near, far: more options for `Nic`. far_splices: so many
+    pairs of connections the far NIC can splice."""
 
     async def main() -> None:
         transports = FakeTransport(flows=64), FakeTransport(flows=64)
+        if far_splices:
+            transports[1].give_splices(far_splices)
         join(*transports)
         sweeping = asyncio.ensure_future(_sweep(transports))
         nics = [

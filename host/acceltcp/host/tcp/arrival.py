@@ -316,7 +316,7 @@ class Arrival(Timers):
     def _echoed(self, segment: Segment, now: float) -> float:
         """The latest time at which what this segment acknowledges can have gone out, by the timestamp it echoes. Ours may
         be late by `CLOCK_STALE_S`."""
-        if not self.timestamps or not segment.ts or not segment.tsecr:
+        if not self.timestamps or not segment.ts or not segment.tsecr or self.ts_floor is not None:
             return NEVER
         endpoint = self.endpoint
         steps = endpoint.tsval() - segment.tsecr & MASK

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .endpoint import TcpEndpoint
     from .flows import Flow
     from .handover import Record
+    from .splicing import Half
 
 __all__ = ["CLOCK_STALE_S", "NEVER", "NOTHING_RECEIVED", "RECEIVE_FIRST", "ConnectionEvents", "ControlBlock", "Opening", "State", "Timer", "headers_size"]
 
@@ -121,10 +122,10 @@ class ControlBlock(ABC):
         "events", "fin_acked", "fin_queued", "fin_received", "fin_sent", "handing", "heap_at", "irs", "iss",
         "keep_at", "keep_probes", "key", "last_heard", "last_sent", "linger_at", "max_wnd",
         "mss", "offload", "opening", "opts", "peer", "peer_mss", "progress_at", "prr", "rcv_adv",
-        "rcv_limit", "rcv_max", "rcv_nxt", "rcv_shift", "reading", "reassembly", "receive_buffer", "recovering",
+        "rcv_limit", "rcv_max", "rcv_mss", "rcv_nxt", "rcv_shift", "reading", "reassembly", "receive_buffer", "recovering",
         "reset_strays", "retransmit_at", "retries", "rtt", "sack", "scoreboard", "send_buffer", "settings",
-        "sink", "snd_nxt", "snd_shift", "snd_una", "snd_wnd", "soft_error", "syn_at", "timer",
-        "timestamps", "ts_recent", "ts_recent_at", "wait_at",
+        "sink", "snd_nxt", "snd_shift", "snd_una", "snd_wnd", "soft_error", "splice", "syn_at", "timer",
+        "timestamps", "ts_floor", "ts_recent", "ts_recent_at", "wait_at",
     )  # fmt: skip
 
     def __init__(
@@ -185,6 +186,12 @@ class ControlBlock(ABC):
         self.handing = False
         """It was asked to, and has not answered: no data are sent or taken meanwhile."""
         self._record: Record | None = None
+        self.splice: Half | None = None
+        """The NIC forwards its packets, or is asked to: it stands still but for what it has to send yet (see `splicing`)."""
+        self.ts_floor: int | None = None
+        """Its peer has seen this TSval, which our clock may not have reached."""
+        self.rcv_mss = 0
+        """Largest segment that we told the peer to send; 0: what fits the MTU."""
 
         self.ack_now = False
         self.ack_at: float | None = None

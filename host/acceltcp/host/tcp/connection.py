@@ -14,11 +14,12 @@ from .arrival import Arrival
 from .block import NOTHING_RECEIVED, RECEIVE_FIRST, ConnectionEvents, Opening, State, Timer
 from .congestion import make
 from .scoreboard import Scoreboard
-from .segment import ACK, RST
+from .segment import ACK, FIN, HALF, MASK, RST
 from .send_buffer import SendBuffer
 
 if TYPE_CHECKING:
     from .handover import Record
+    from .segment import Segment
 
 __all__ = ["TcpConnection"]
 
@@ -88,6 +89,8 @@ class TcpConnection(Arrival):
             raise self.error
         if self.closed or self.fin_queued:
             raise BrokenPipeError(errno.EPIPE, "the connection is closed for writing")
+        if self.splice is not None:
+            raise OSError(errno.EBUSY, "the connection is spliced: the NIC forwards another one's data to it")
         buffer = self.send_buffer
         if buffer is None:
             buffer = self.send_buffer = SendBuffer(self.iss + 1 if self.opening else self.snd_una)
@@ -111,7 +114,7 @@ class TcpConnection(Arrival):
 
     def room_grew(self) -> None:
         """Received data were taken: tell the peer when its window was nearly used up."""
-        if self.closed or self.fin_received or self.opening:
+        if self.closed or self.fin_received or self.opening or self.splice is not None:
             return
         window = self.rcv_adv - self.rcv_nxt
         if window >= _WINDOW_LOW and window >= 2 * self.mss:
@@ -125,8 +128,11 @@ class TcpConnection(Arrival):
             self.endpoint.mark(self)
 
     def shutdown(self) -> None:
-        """Send FIN after what was written; reading goes on."""
-        if not self.closed and not self.fin_queued:
+        """Send FIN after what was written; reading goes on. Of a spliced connection nobody here knows where its data end: then
+        it is reset."""
+        if self.splice is not None:
+            self.abort()
+        elif not self.closed and not self.fin_queued:
             self.fin_queued = True
             self.endpoint.mark(self)
 
@@ -134,7 +140,7 @@ class TcpConnection(Arrival):
         """Send FIN after what was written; nobody reads any more."""
         if self.closed:
             return
-        if self.opening or self.opts.linger == 0.0:
+        if self.opening or self.opts.linger == 0.0 or self.splice is not None:
             self.abort()
             return
         unread = len(self.receive_buffer)
@@ -155,6 +161,8 @@ class TcpConnection(Arrival):
         """Reset the connection."""
         if self._record is not None and not self.handing:
             self.endpoint.abort_flow(self._record)
+        elif self.splice is not None:
+            self.splice.abort()
         elif not self.closed:
             if self.opening != Opening.SYN_SENT:
                 # Within the window: a probe of a closed one was not taken, and a reset behind it would not be either.
@@ -267,6 +275,66 @@ class TcpConnection(Arrival):
         events, self.events = self.events, None
         return None if told else events
 
+    # -- splicing (see `splicing`) -------------------------------------------------------
+
+    def acknowledged_to_splice(self, segment: Segment, ack: int) -> None:
+        """What a peer says of data that were written before the NIC began to forward others behind them; ack: at most the end
+        of those. Nothing else of the segment is for us."""
+        now = self.endpoint.now
+        self.last_heard = now
+        seq = self.rcv_nxt + ((segment.seq - self.rcv_nxt + HALF) & MASK) - HALF
+        self._acknowledged(ack, segment, seq, bool(segment.payload or segment.flags & FIN), now)
+        if not self.closed:
+            self.endpoint.mark(self)
+
+    def forwarded_up_to(self, end: int) -> None:
+        """The NIC has sent on data up to `end` behind ours, and all are acknowledged: go on from there."""
+        self.endpoint.queued -= self.unsent_or_unacked
+        self.send_buffer = SendBuffer(end)
+        self.scoreboard = Scoreboard(self.mss, self.sack, end)
+        self.snd_una = self.snd_nxt = end
+        self.recovering = False
+        self.retries = 0
+        self.timer, self.retransmit_at = Timer.RTO, None
+        self._small_end = self._cwr_until = end
+        self._peer_before = None
+        self._wl1, self._wl2 = self.rcv_nxt - 1, end
+        # What window it has now we have not heard; one segment is no risk.
+        self.snd_wnd = max(self.snd_wnd, self.mss)
+
+    def acknowledged_elsewhere(self, ack: int) -> None:
+        """The NIC has heard that the peer has all data up to `ack`."""
+        if self.snd_una < ack <= self.snd_nxt:
+            now = self.endpoint.now
+            self.scoreboard.acked(ack, (), now)
+            self._progress(ack, now, False)
+            if self.scoreboard.news:
+                self._news(self.scoreboard.news, self.scoreboard.high - ack, now)
+
+    def received_up_to(self, end: int) -> None:
+        """The peer of the other connection has acknowledged all data up to `end`: so have we."""
+        self.rcv_nxt = self._last_ack_sent = end
+        self._unacked = 0
+        self._wl1 = min(self._wl1, end - 1)
+
+    def take_kept(self) -> None:
+        """Go on as what was: what came meanwhile is received now, and the peer hears where we are."""
+        now = self.endpoint.now
+        edge = self.reassembly.end
+        self.rcv_adv = max(self.rcv_adv, self.rcv_nxt if edge is None else edge)
+        self.last_heard = self.ts_recent_at = now
+        if self.opts.keepalive and self.keep_at is None:
+            self.keep_at = now + self.opts.keepidle
+        self._data(self.rcv_nxt, memoryview(b""), False, now)
+        self.ack_now = True
+        self.endpoint.mark(self)
+
+    def ended_elsewhere(self) -> None:
+        """Both sides have closed, by what the NIC has forwarded."""
+        self.fin_queued = self.fin_sent = self.fin_acked = self.fin_received = True
+        self.ack_now = False
+        self.end(None)
+
     # -- end -----------------------------------------------------------------------------
 
     def drop_memory(self) -> None:
@@ -318,5 +386,7 @@ class TcpConnection(Arrival):
         self.uncount()
         self.endpoint.ended(self)
         self.drop_memory()
+        if self.splice is not None:
+            self.splice.closed(error)
         if self.events is not None and not waiting:
             self.events.closed(error)

@@ -33,6 +33,7 @@ from .handshake import Embryo, Handshakes, Listener, scale_for, syn_options
 from .ports import EphemeralPorts, InitialSequence
 from .segment import ACK, FIN, HALF, MALFORMED, MASK, RST, SYN, Closed, Peer, Segment, ends_of, supersedes
 from .settings import ConnectionOptions, TcpSettings
+from .splicing import Splicing
 
 if TYPE_CHECKING:
     from ..net.network import Network
@@ -135,6 +136,8 @@ class TcpEndpoint:
         self.network = network
         self.hand_over: HandOver | None = None
         """Who gives connections to the NIC; None: nobody."""
+        self.splices: Splicing | None = None
+        """Who has the NIC forward the packets of two connections; None: nobody."""
         self.connections: dict[bytes, TcpConnection] = {}
         self.listeners: dict[int, Listener] = {}
         """Index in the NIC's listen table -> who takes its connections."""
@@ -186,9 +189,13 @@ class TcpEndpoint:
             stats["malformed"] += 1
             return
         key = segment.key
-        new = items[_VERDICT_I] >> _VERDICT_S & _VERDICT_M == Verdict.NEW
+        verdict = items[_VERDICT_I] >> _VERDICT_S & _VERDICT_M
+        new = verdict == Verdict.NEW
         connection = self.connections.get(key)
-        if connection is not None:
+        if connection is not None and connection.splice is not None:
+            connection.splice.receive(segment, verdict, view, items)
+            known = True
+        elif connection is not None:
             known = self._for_connection(connection, key, view, items, segment, new)
         else:
             known = self.hand_over is not None and self.hand_over.receive(key, segment, new)
@@ -282,6 +289,7 @@ class TcpEndpoint:
             granted & _SACK != 0, granted & _TIMESTAMPS != 0, segment.tsval, granted & _ECN != 0,
             listener.teardown and self.hand_over is not None,
         )  # fmt: skip
+        connection.rcv_mss = listener.mss
         self._accept(key, connection, listener, segment)
 
     def _grow(self, key: bytes, embryo: Embryo, segment: Segment) -> None:
@@ -292,6 +300,7 @@ class TcpEndpoint:
             segment.window << (embryo.wscale or 0), embryo.sack, embryo.timestamps, embryo.ts_recent, embryo.ecn,
             listener.teardown and self.hand_over is not None,
         )  # fmt: skip
+        connection.rcv_mss = listener.mss
         if embryo.tries:
             connection.build()
             connection.rtt.handshake_timed_out()
@@ -444,6 +453,8 @@ class TcpEndpoint:
             since = (connection.wait_at or NEVER) - self.settings.time_wait
             return self.now - since < _REUSE_S
         if self.hand_over is not None and key in self.hand_over.records:
+            return True
+        if self.splices is not None and key in self.splices.keys:
             return True
         ended = self._ended.get(key)
         if ended is not None and not ended.connection.timestamps:
@@ -629,6 +640,8 @@ class TcpEndpoint:
                     self._give_up(connection, error)
         if self.hand_over is not None:
             self.hand_over.flush()
+        if self.splices is not None:
+            self.splices.flush()
 
     def _give_up(self, connection: ControlBlock, error: Exception) -> None:
         """A fault of ours, or of a callback: it costs one connection, not all."""
@@ -658,7 +671,7 @@ class TcpEndpoint:
             times.append(next(iter(self._unknown.values())).due)
         if self._ended:
             times.append(next(iter(self._ended.values())).until)
-        for other in (self.hand_over, self.handshakes):
+        for other in (self.hand_over, self.splices, self.handshakes):
             due = other.next_deadline() if other is not None else None
             if due is not None:
                 times.append(due)
@@ -669,6 +682,8 @@ class TcpEndpoint:
         self.now = now
         if self.hand_over is not None:
             self.hand_over.run_timers(now)
+        if self.splices is not None:
+            self.splices.run_timers(now)
         self.handshakes.run_timers(now)
         heap = self._heap
         while heap and heap[0][0] <= now:

@@ -96,6 +96,8 @@ class HandOver:
 
     def offer(self, connection: TcpConnection) -> bool:
         """Post `CLOSE` for a connection that sends nothing but its end, if that is possible now."""
+        if connection.ts_floor is not None and connection.tsval() == connection.ts_floor:
+            return False  # the NIC's clock, with which it would go on, is behind what the peer has seen
         buffer, mss, built = connection.send_buffer, connection.mss, connection.built
         size = buffer.end - buffer.start if buffer is not None else 0
         parts: Sequence[tuple[int, int]]

@@ -12,7 +12,7 @@ from acceltcp.abi.wire import TCP, TCP_OPTION_BYTES_MAX, WINDOW_MAX, TCPOption
 
 from .block import NOTHING_RECEIVED, RECEIVE_FIRST, ControlBlock, Opening, Timer
 from .scoreboard import Sent
-from .segment import ACK, CWR, ECE, FIN, MASK, PSH, SYN, TS_OPTION, TS_PREFIX
+from .segment import ACK, CWR, ECE, FIN, HALF, MASK, PSH, SYN, TS_OPTION, TS_PREFIX
 
 __all__ = ["Output"]
 
@@ -31,6 +31,8 @@ class Output(ControlBlock):
         """The window field, and with it the promise `rcv_adv`; the right edge moves back only
         when a peer would make us keep more than we said (RFC 7323 section 2.4)."""
         shift = self.rcv_shift
+        if self.splice is not None:
+            return min(max(self.rcv_adv - self.rcv_nxt, 0) >> shift, WINDOW_MAX)
         if not self.built and self.receive_buffer is NOTHING_RECEIVED:
             # Of what was received nothing is kept.
             window = RECEIVE_FIRST >> shift
@@ -61,6 +63,17 @@ class Output(ControlBlock):
             self.rcv_adv = edge
         return window
 
+    def tsval(self) -> int:
+        """TSval of a segment: the NIC's clock, but never less than the peer has seen. While the NIC forwards the packets of
+        another peer in its place, the clock of that one goes on and ours stands (RFC 7323 section 5)."""
+        clock, floor = self.endpoint.tsval(), self.ts_floor
+        if floor is None:
+            return clock
+        if self.splice is not None or (floor - clock) & MASK < HALF:
+            return floor
+        self.ts_floor = None
+        return clock
+
     def emit(self, seq: int, flags: int, length: int = 0, fresh: bool = False) -> bool:
         """Send a segment with `length` bytes of the send buffer from `seq`; False when the device has no
         room now (then the endpoint calls `output` again later). fresh: sent for the first time."""
@@ -72,7 +85,8 @@ class Output(ControlBlock):
             return False
         options = b""
         if self.timestamps:
-            options = _pack_timestamps(TS_PREFIX, endpoint.tsval(), self.ts_recent)
+            tsval = endpoint.tsval() if self.ts_floor is None else self.tsval()
+            options = _pack_timestamps(TS_PREFIX, tsval, self.ts_recent)
         if self.built:
             if self.sack and not length and self.reassembly:
                 options += self._sack_blocks(len(options))
@@ -255,6 +269,8 @@ class Output(ControlBlock):
     def _small_may_go(self, nxt: int, nodelay: bool, cork: bool) -> bool:
         """Whether the last, not full segment may go (RFC 9293 section 3.7.4, Nagle; with Minshall's change it waits only
         for another one like it)."""
+        if self.splice is not None:
+            return True  # nothing more will be written
         if cork:
             return False
         return nodelay or nxt == self.snd_una or self._small_end <= self.snd_una

@@ -339,6 +339,17 @@ class Reassembly:
         self._newest = next(reversed(self._recent), -1)
         return parts
 
+    def take(self) -> list[tuple[int, bytes]]:
+        """Remove and return all data: where each stretch begins, and what it holds."""
+        stretches = [(left, b"".join(island)) for left, island in zip(self._lefts, self._islands, strict=True)]
+        self.clear()
+        return stretches
+
+    @property
+    def end(self) -> int | None:
+        """Sequence number after the last byte held; None without any."""
+        return self._rights[-1] if self._rights else None
+
     def duplicate(self, left: int, right: int) -> None:
         """Data [left, right) came that had come before: the next `blocks` tells so."""
         if left < right:

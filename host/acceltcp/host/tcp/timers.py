@@ -169,7 +169,7 @@ class Timers(Output):
 
     def _keep_alive(self, now: float) -> None:
         options = self.opts
-        if not options.keepalive or self.fin_sent:
+        if not options.keepalive or self.fin_sent or self.splice is not None:
             self.keep_at = None
             return
         if now < self.last_heard + options.keepidle or self.snd_nxt > self.snd_una:
