@@ -166,7 +166,8 @@ class SpliceRules(wiring.Component):
             accepted.eq(op.has_ack & Mux(op.side, fresh[1], fresh[0])),
             after.ack.eq(Mux(accepted, op.ack, mine.ack)),
             after.guard.eq(mine.guard & ~(accepted & ~below_guard)),
-            other_acked.eq(other.fin & accepted & same(ack_there, "snd_end", of_other=True) | other.fin_acked),
+            # All that was forwarded is acknowledged at most: without `accepted` this is no news, and true.
+            other_acked.eq(other.fin & op.has_ack & same(ack_there, "snd_end", of_other=True) | other.fin_acked),
         ]
 
         # What it carries. The text in a reset is not data (RFC 9293 section 3.5.3), and a FIN within data that have been
@@ -197,8 +198,8 @@ class SpliceRules(wiring.Component):
         lingers, due = Signal(), Signal()
         passed = Signal(SPLICE_TIME_BITS)
         m.d.comb += [
-            reset.eq(forward & op.rst & (same(seq_there, "ack", of_other=True) | same(op.seq, "snd_end"))),
-            limit.eq(live & state.bounded & ~op.side & accepted & (op.ack == state.limit_end)),
+            reset.eq(live & op.rst & (same(seq_there, "ack", of_other=True) | same(op.seq, "snd_end"))),
+            limit.eq(live & state.bounded & ~op.side & op.has_ack & fresh[0] & (op.ack == state.limit_end)),
             passed.eq(self.now - state.deadline),
             lingers.eq(state.state == PairState.LINGER),
             due.eq(moving & ~passed[-1] & (lingers | (state.idle != 0))),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from acceltcp.abi.messages import EventType, SpliceSideFlag, Status, Verdict
 from acceltcp.abi.wire import TCPFlag
 
-__all__ = ["MAPPED", "Fate", "Pair", "Segment", "Side", "translation"]
+__all__ = ["MAPPED", "Fate", "Pair", "Segment", "Side", "ahead", "translation"]
 
 M32 = 0xFFFF_FFFF
 MAPPED = 0xFFFF << 32

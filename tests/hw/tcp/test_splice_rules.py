@@ -15,7 +15,7 @@ from hw.tcp.splice_records import PairState, SplicePair
 from hw.tcp.splice_rules import OpKind, SpliceOp, SpliceRules
 from tests.hw.simulate import converts, run
 from tests.hw.tcp.splice_bench import side_message
-from tests.hw.tcp.splice_engine_model import Pair, Segment
+from tests.hw.tcp.splice_engine_model import Pair, Segment, ahead
 
 M32 = 0xFFFF_FFFF
 STATE = SplicePair.as_shape()["state"].offset, SplicePair.as_shape()["state"].width
@@ -43,8 +43,11 @@ def random_pair(rng: random.Random) -> Pair:
         side.fin, side.guard = rng.random() < 0.5, rng.random() < 0.5
         side.octets, side.packets = rng.choice((0, (1 << 40) - 1)), rng.choice((0, M32))
     for side, other in ((pair.sides[0], pair.sides[1]), (pair.sides[1], pair.sides[0])):
-        # What is acknowledged has been seen to be.
-        side.fin_acked = side.fin and (other.ack == side.snd_end + side.offset & M32 or rng.random() < 0.3)
+        # No more is acknowledged than has been forwarded, and what is has been seen to be.
+        top = side.snd_end + side.offset & M32
+        if not -(1 << 31) < ahead(other.ack, top) <= 0:
+            other.ack = top
+        side.fin_acked = side.fin and (other.ack == top or rng.random() < 0.3)
     if pair.limit_end is not None:
         # Else the splice would have ended before.
         pair.limit_end = near(rng.choice((pair.sides[0].ack, pair.sides[1].snd_end + pair.sides[1].offset)))
