@@ -169,7 +169,7 @@ class Rig(Pair):
             self.b.address(v6), SERVER_PORT, local=p.address(v6), events=Quiet(), options=None
         )
         self.touch(p)
-        self.until(lambda: accepted and not server.opening)
+        self.until(lambda: bool(accepted) and not server.opening and server_user.connection is not None)
         return accepted[0], server
 
     def hand_on(self, source: TcpConnection, sink: TcpConnection, most: int = 1 << 40) -> int:

@@ -5,15 +5,17 @@ The NIC is a model on packets (`fake_splice`), client and server are stacks of t
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
 
 from acceltcp.abi.messages import CommandOpcode, Status
+from acceltcp.host.errors import DeviceTimeoutError
 from acceltcp.host.tcp import State, TcpSettings
 
-from ..pair import Path, User
-from ..splice_rig import Quiet, Rig
+from ..pair import Path, User, pattern
+from ..splice_rig import Hears, Quiet, Rig
 
 REFUSALS = (Status.TABLE_FULL, Status.DUPLICATE, Status.NO_SECRET, Status.BAD_ARGUMENT, Status.BAD_ADDRESS)
 
@@ -127,7 +129,7 @@ def test_until_both_have_closed(seed):
 
 
 @pytest.mark.parametrize("status", REFUSALS)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_refused(seed, status):
     run_unbounded(("refused", seed), status)
 
@@ -192,3 +194,313 @@ def run_bounded(seed: object) -> None:
 @pytest.mark.parametrize("seed", range(100))
 def test_limited(seed):
     run_bounded(seed)
+
+
+# -- bad ends ------------------------------------------------------------------------------------
+
+
+def spliced(seed: object, limit: int | None = None, idle: float | None = None, **settings):
+    """A splice of two connections on which much is still to be said, at a random moment."""
+    rig, rng = random_rig(seed, loss=settings.pop("loss", True))
+    one = User(rig.a, 100_000, seed=1, expect=2, close="never")
+    two = User(rig.b, 100_000 if limit is None else limit, seed=2, expect=1, close="never")
+    client, server = rig.open(one, two)
+    relay = Relay(rig, client, server, limit)
+    if limit is None:
+        relay.readable()
+        rig.run(rng.random() * 0.05)
+    relay.on = False
+    hears = rig.splice(client, server, limit, idle)
+    return rig, rng, one, two, client, server, hears
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("who", ["client", "server", "proxy"])
+def test_a_reset_at_any_time(seed, who):
+    limit = 80_000 if seed % 3 == 0 else None
+    rig, rng, one, two, client, server, hears = spliced(("reset", seed, who), limit)
+    rig.run(rng.choice((0.0, 0.01, rng.random() * 0.4)))
+    if hears.outcomes:
+        return  # too late
+    if who == "proxy":
+        rng.choice((client, server)).abort()
+        rig.touch(rig.p)
+    else:
+        user = one if who == "client" else two
+        user.connection.abort()
+        rig.touch(user.side)
+    # A reset that was lost is found when something else is sent, or never: then the proxy's owner ends it.
+    if not rig.run(20, lambda: bool(hears.outcomes)):
+        assert who != "proxy"
+        client.abort()
+        rig.touch(rig.p)
+    rig.until(lambda: bool(hears.outcomes), 20)
+    outcome = hears.outcomes[0]
+    if outcome.status is Status.LIMIT:
+        for conn in (client, server):
+            conn.abort()
+        rig.touch(rig.p)
+    else:
+        assert isinstance(outcome.error, (ConnectionResetError, ConnectionAbortedError)), outcome
+        assert outcome.status in (Status.RESET, Status.ABORTED)
+        assert client.closed and server.closed
+    assert len(hears.outcomes) == 1
+    # Whoever goes on learns that nobody is there any more.
+    for user in (one, two):
+        if not user.over:
+            user.connection.write(b"x" * 10)
+            rig.touch(user.side)
+    rig.until(lambda: one.over and two.over, 400)
+    rig.run(80)
+    rig.settled()
+
+
+def test_idle_at_any_time():
+    rig, _, one, two, *_, hears = spliced("idle", None, 1.0, loss=False)
+    rig.until(lambda: one.received == two.received == 100_000, 100)
+    at = rig.now
+    rig.until(lambda: bool(hears.outcomes), 10)
+    assert 0.9 < rig.now - at < 1.5
+    outcome = hears.outcomes[0]
+    assert outcome.status is Status.IDLE and isinstance(outcome.error, TimeoutError) and "1 s" in str(outcome.error)
+    rig.until(lambda: one.over and two.over, 10)
+    assert isinstance(one.error, ConnectionResetError) and isinstance(two.error, ConnectionResetError)
+    rig.run(10)
+    rig.settled()
+
+
+def test_a_peer_that_never_acknowledges_the_backlog():
+    """The host gives up as it would without a splice, and takes the other side with it."""
+    rig = Rig(proxy=TcpSettings(retries=3, min_rto=0.1, max_rto=0.5))
+    one = User(rig.a, 0, seed=1, expect=2, close="never")
+    two = User(rig.b, 5000, seed=2, expect=1, close="never")
+    client, server = rig.open(one, two)
+    rig.until(lambda: server.buffered == 5000)
+    rig.down[1].tamper = lambda frame: None
+    hears = rig.splice(client, server)
+    rig.until(lambda: bool(hears.outcomes), 20)
+    assert isinstance(hears.outcomes[0].error, TimeoutError) and hears.outcomes[0].status is Status.ABORTED
+    assert client.closed and isinstance(client.error, TimeoutError) and server.closed
+    rig.until(lambda: two.over)
+    assert isinstance(two.error, ConnectionResetError)
+    rig.run(70)
+    rig.settled()
+
+
+def test_the_tuples_stay_in_use_until_the_nic_has_let_go():
+    rig, _, one, two, client, server, hears = spliced("tuples", None, loss=False)
+    rig.run(0.1)
+    rig.model.end_lag = lambda: 5.0
+    key = server.key
+    server.end(TimeoutError("test"))
+    rig.touch(rig.p)
+    rig.run(1.0)
+    assert not hears.outcomes and key not in rig.p.endpoint.connections
+    assert rig.p.endpoint._taken(key) and rig.p.endpoint._taken(client.key)
+    rig.until(lambda: bool(hears.outcomes), 20)
+    assert key not in rig.splicing.keys
+    rig.until(lambda: one.over, 60)
+    rig.run(60)
+    rig.settled()
+    assert not two.over  # it was not told
+
+
+def test_a_device_that_does_not_answer():
+    rig = Rig()
+    one, two = User(rig.a, 10, close="never"), User(rig.b, 10, close="never")
+    client, server = rig.open(one, two)
+    rig.p.transport.swallow_commands = True
+    rig.splice(client, server)
+    with pytest.raises(DeviceTimeoutError, match="SPLICE"):
+        rig.run(60)
+
+
+# -- details -------------------------------------------------------------------------------------
+
+
+def quiet(limit: int | None = None, **options):
+    """Two connections on which nothing is said before the splice."""
+    rig = Rig(**options)
+    one = User(rig.a, 0, seed=1, expect=2, close="never")
+    two = User(rig.b, 0, seed=2, expect=1, close="never")
+    client, server = rig.open(one, two)
+    rig.run(0.2)
+    return rig, one, two, client, server
+
+
+def say(user: User, size: int) -> None:
+    user.size += size
+    user.pump()
+    user.side.pair.touch(user.side)
+
+
+def test_a_quiet_connection_costs_the_host_nothing():
+    """Nothing was in flight: no packet of the splice comes to the host."""
+    rig, one, two, client, server = quiet()
+    hears = rig.splice(client, server)
+    rig.run(0.01)
+    sent = rig.p.transport.counters["tx_host_packets"]
+    for _ in range(10):
+        say(one, 10_000)
+        say(two, 10_000)
+        rig.run(0.3)
+    assert one.received == two.received == 100_000
+    assert rig.p.transport.counters["tx_host_packets"] == sent
+    one.connection.shutdown()
+    two.connection.shutdown()
+    rig.touch(rig.a)
+    rig.touch(rig.b)
+    rig.until(lambda: bool(hears.outcomes), 10)
+    assert hears.outcomes[0].host_packets == 0 and hears.outcomes[0].octets == (100_000, 100_000)
+    rig.run(70)
+    rig.settled()
+
+
+def test_an_acknowledgment_that_was_due_is_sent_before():
+    rig, one, _, client, server = quiet(proxy=TcpSettings(delayed_ack=0.2))
+    say(one, 1)
+    rig.until(lambda: client.buffered == 1)
+    assert client.owes_ack
+    rig.splice(client, server)
+    rig.run(0.02)
+    assert one.connection.unsent_or_unacked == 0
+
+
+def test_what_nagle_and_a_cork_hold_back_goes_at_once():
+    rig, _, two, client, server = quiet()
+    server.options.cork = True
+    server.changed()
+    server.write(bytes(pattern(1, 0, 10)))
+    rig.touch(rig.p)
+    rig.run(0.1)
+    assert two.received == 0
+    rig.splice(client, server)
+    rig.run(0.1)
+    assert two.received == 10
+
+
+def test_a_window_that_was_closed_opens():
+    """The proxy did not read, so that the server waits; the client has room: it hears of that at once, not when it probes."""
+    rig, one, two, client, server = quiet(proxy=TcpSettings(receive_buffer=4096))
+    say(two, 50_000)
+    rig.run(0.3)
+    assert two.connection.snd_wnd < 1460
+    rig.splice(client, server)
+    rig.run(0.15)
+    assert one.received == 50_000
+
+
+def test_time_stamps_never_step_back():
+    """The server's clock runs ahead of the NIC's; after the splice ours waits, and the NIC does not close the connection."""
+    rig, one, two, client, server = quiet()
+    # A server whose time stamps run a hundred times as fast.
+    clock = rig.b.transport.ts_clock
+    start = clock()
+    rig.b.endpoint._read_clock = lambda: start + 100 * (clock() - start)
+    rig.b.endpoint._learn_clock = lambda value: None  # only what it reads itself
+    rig.b.endpoint.tsval = rig.b.endpoint._read_clock
+    hears = rig.splice(client, server, 20_000, owners=(Quiet(), Quiet()))
+    say(two, 10_000)
+    rig.run(2.0)
+    say(two, 10_000)
+    rig.until(lambda: bool(hears.outcomes), 10)
+    assert one.received == 20_000 and client.ts_floor is not None
+    seen = one.connection.ts_recent
+    assert (client.ts_floor - seen) % (1 << 32) < 1 << 31
+    assert client.tsval() == client.ts_floor != rig.p.endpoint.tsval()
+    client.write(bytes(pattern(2, 20_000, 100)))
+    rig.touch(rig.p)
+    rig.run(0.2)
+    assert one.received == 20_100, "the client has dropped what came with an older time stamp (PAWS)"
+    commands = rig.p.transport.counters["commands"]
+    client.teardown = True
+    client.close()
+    rig.touch(rig.p)
+    rig.run(0.5)
+    assert one.connection.fin_received and rig.p.transport.counters["commands"] == commands
+    # Once the clock has caught up, all is as ever.
+    rig.run(400)
+    assert server.tsval() == rig.p.endpoint.tsval() and server.ts_floor is None
+
+
+def test_a_spliced_connection_refuses_its_user():
+    rig, _, _, client, server = quiet()
+    rig.splice(client, server)
+    with pytest.raises(OSError, match="spliced") as info:
+        client.write(b"x")
+    assert info.value.errno == errno.EBUSY
+    assert rig.splicing.refusal(client, server, None) == "state"
+
+
+@pytest.mark.parametrize(
+    ("reason", "rig"),
+    [
+        ("timestamps", {"server": TcpSettings(timestamps=False)}),
+        ("mss", {"server": TcpSettings(mtu=1280)}),
+        ("window_scale", {"proxy": TcpSettings(window_scale=14)}),
+    ],
+)
+def test_refusals(reason, rig):
+    rig, _, _, client, server = quiet(**rig)
+    assert rig.splicing.refusal(client, server, None) == reason
+
+
+def test_refusals_of_state_and_time():
+    rig, one, _, client, server = quiet()
+    assert rig.splicing.refusal(client, server, None) is None
+    assert rig.splicing.refusal(client, server, 1e6) == "idle_timeout"
+    assert rig.splicing.refusal(client, server, 3000) is None
+    other = Rig().splicing
+    assert other.refusal(client, server, None) == "two_nics"
+    one.connection.shutdown()
+    rig.touch(rig.a)
+    rig.run(0.1)
+    assert rig.splicing.refusal(client, server, None) == "state"
+
+
+def test_both_versions_of_ip_are_not_mixed():
+    rig, _, _, client, _ = quiet()
+    one, two = User(rig.a, 0, close="never"), User(rig.b, 0, close="never")
+    rig.b.serve(9000, setup=False, user=lambda: two)
+    rig.p.endpoint.now = rig.now
+    six = rig.p.endpoint.connect(rig.b.address(True), 9000, local=rig.p.address(True), events=Quiet())
+    rig.touch(rig.p)
+    rig.until(lambda: not six.opening)
+    assert rig.splicing.refusal(client, six, None) == "ip_version"
+    assert one.connection is None
+
+
+def test_a_full_ring_or_no_memory_is_a_refusal():
+    rig, _, _, client, server = quiet()
+    hears = Hears()
+    rig.pool.allocate = lambda size: None
+    assert rig.splicing.begin(client, server, None, None, hears) == "no_memory"
+    assert client.splice is None and not rig.splicing.keys
+    rig.p.queue.reserve = lambda: None
+    assert rig.splicing.begin(client, server, None, None, hears) == "ring_full"
+    assert client.splice is None and server.splice is None and not rig.splices.open
+
+
+def test_a_lost_device_ends_it():
+    rig, _, _, client, server = quiet()
+    hears = rig.splice(client, server)
+    rig.run(0.1)
+    assert rig.splices.stats()["live"] == 1
+    rig.splices.fail()
+    assert hears.outcomes[0].status is None and isinstance(hears.outcomes[0].error, ConnectionAbortedError)
+    assert not rig.splices.open and not rig.splicing.keys and client.splice is None and rig.splices.stats()["lost"] == 1
+
+
+def test_a_client_of_the_nics_handshake():
+    """Its first segments are marked NEW until our first byte is acknowledged, and nothing of it is built."""
+    for seed in range(10):
+        rig = Rig(seed=seed, lags=0.02)
+        one = User(rig.a, 30_000, seed=1, expect=2)
+        two = User(rig.b, 30_000, seed=2, expect=1)
+        client, server = rig.open(one, two, setup=True)
+        hears = rig.splice(client, server)
+        rig.until(lambda one=one, two=two: one.over and two.over, 60)
+        assert (one.error, two.error, one.received, two.received) == (None, None, 30_000, 30_000)
+        rig.until(lambda hears=hears: bool(hears.outcomes), 60)
+        rig.run(70)
+        rig.settled()
