@@ -149,9 +149,10 @@ class Rig(Pair):
         super().at(when, once)
 
     def open(
-        self, client_user: User, server_user: User, *, v6: bool = False, setup: bool = False
+        self, client_user: User, server_user: User, *, v6: bool = False, setup: bool = False, like: bool = False
     ) -> tuple[TcpConnection, TcpConnection]:
-        """The proxy's ends of two connections, established; their data wait in the receive buffers."""
+        """The proxy's ends of two connections, established; their data wait in the receive buffers. like: the second is opened so
+        that it can be spliced with the first."""
         accepted: list[TcpConnection] = []
 
         def accept(connection: TcpConnection) -> bool:
@@ -164,9 +165,12 @@ class Rig(Pair):
         self.b.serve(SERVER_PORT, setup=False, user=lambda: server_user)
         self.a.connect(client_user, PROXY_PORT, v6=v6)
         p = self.p
+        if like:
+            self.until(lambda: bool(accepted))
         p.endpoint.now = self.now
         server = p.endpoint.connect(
-            self.b.address(v6), SERVER_PORT, local=p.address(v6), events=Quiet(), options=None
+            self.b.address(v6), SERVER_PORT, local=p.address(v6), events=Quiet(),
+            splice_with=accepted[0] if like else None,
         )
         self.touch(p)
         self.until(lambda: bool(accepted) and not server.opening and server_user.connection is not None)

@@ -62,6 +62,7 @@ async def connect_tcp(
     options: ConnectionOptions | None = None,
     teardown: bool = True,
     timeout: float | None = None,
+    splice_with: TcpConnection | None = None,
 ) -> TcpConnection:
     """An established connection to the first address that answers; `timeout`: seconds for each. Its `events` are still
     ours: who gets it sets them at once. Raises the `OSError` of the attempt, of several the first.
@@ -71,7 +72,7 @@ async def connect_tcp(
         if local is not None and local.version != address.version:
             continue
         try:
-            return await _attempt(nic, address, port, local, local_port, options, teardown, timeout)
+            return await _attempt(nic, address, port, local, local_port, options, teardown, timeout, splice_with)
         except OSError as error:
             errors.append(error)
     if not errors:
@@ -81,7 +82,7 @@ async def connect_tcp(
 
 async def _attempt(
     nic: Nic, address: IPAddress, port: int, local: IPAddress | None, local_port: int, options: ConnectionOptions | None,
-    teardown: bool, timeout: float | None,
+    teardown: bool, timeout: float | None, splice_with: TcpConnection | None,
 ) -> TcpConnection:  # fmt: skip
     attempt = _Attempt(nic)
     where = f"{address} port {port}"
@@ -91,6 +92,7 @@ async def _attempt(
         return nic.endpoint.connect(
             address.packed, port, local=source, local_port=chosen,
             options=options.copy() if options is not None else None, offload=teardown, events=attempt,
+            splice_with=splice_with,
         )  # fmt: skip
 
     try:

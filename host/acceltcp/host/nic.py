@@ -26,6 +26,7 @@ from .connection import Connection
 from .device import Device
 from .engine import Engine, engines_of
 from .flow_table import FLOWS_SHOWN, flow_table
+from .holder import TcpHolder
 from .listening import IPAddress, ListenOptions
 from .server import Handler, Server
 from .tcp import TcpConnection
@@ -198,16 +199,18 @@ class Nic(Engine):
         timeout: float | None = None,
         teardown: bool | None = None,
         options: ConnectionOptions | None = None,
+        splice_with: Connection | TcpTransport | None = None,
     ) -> Connection:
         """Open a connection. host: an address or a name, or several addresses of which the first that answers is taken.
 
         local_addr: from which address of ours (None: as the route says) and port (0: any), like ("10.0.0.2", 0). timeout: seconds for each
-        attempt (None: as many as TCP tries). teardown: the NIC may close it (None: as for the `Nic`).
+        attempt (None: as many as TCP tries). teardown: the NIC may close it (None: as for the `Nic`). splice_with: a connection that `splice` shall
+        join with this one: what is offered is what that one has, since the NIC forwards packets as they are.
 
         Raises `OSError` as sockets do: `ConnectionRefusedError`, `TimeoutError`, EHOSTUNREACH, ENETUNREACH, EADDRINUSE,
         EADDRNOTAVAIL; `socket.gaierror` for an unknown name; `ValueError` for a bad argument.
         """
-        return Connection(self, await self._open_tcp(host, port, local_addr, timeout, teardown, options))
+        return Connection(self, await self._open_tcp(host, port, local_addr, timeout, teardown, options, splice_with))
 
     async def create_connection(
         self,
@@ -223,13 +226,14 @@ class Nic(Engine):
         timeout: float | None = None,
         teardown: bool | None = None,
         options: ConnectionOptions | None = None,
+        splice_with: Connection | TcpTransport | None = None,
     ) -> tuple[asyncio.Transport, asyncio.BaseProtocol]:
         """`loop.create_connection` over the NIC: transport and protocol. Arguments and errors as for `connect`."""
         tls = Tls.wanted(
             ssl, server_side=False, host=host if isinstance(host, str) else "", server_hostname=server_hostname,
             handshake_timeout=ssl_handshake_timeout, shutdown_timeout=ssl_shutdown_timeout,
         )  # fmt: skip
-        tcp = await self._open_tcp(host, port, local_addr, timeout, teardown, options)
+        tcp = await self._open_tcp(host, port, local_addr, timeout, teardown, options, splice_with)
         return await self.adopt(tcp, protocol_factory, tls)
 
     async def adopt(
@@ -261,6 +265,7 @@ class Nic(Engine):
         timeout: float | None,
         teardown: bool | None,
         options: ConnectionOptions | None,
+        splice_with: Connection | TcpTransport | None,
     ) -> TcpConnection:
         if self._error is not None:
             raise self._error
@@ -271,10 +276,13 @@ class Nic(Engine):
             check_flag("teardown", teardown)
         if options is not None:
             check_is("options", options, ConnectionOptions)
+        if splice_with is not None and not isinstance(splice_with, TcpHolder):
+            raise ValueError(f"splice_with must be a Connection or a TcpTransport, not {splice_with!r}")
         local, local_port = self._local(local_addr)
         return await connect_tcp(
             self, await self._targets(host, port), port, local=local, local_port=local_port, options=options,
             teardown=self._teardown if teardown is None else teardown, timeout=timeout,
+            splice_with=splice_with.tcp if splice_with is not None else None,
         )  # fmt: skip
 
     def _local(self, local_addr: object) -> tuple[IPAddress | None, int]:

@@ -484,3 +484,65 @@ def test_closing_the_nic_ends_splices():
         assert isinstance(await proxy.result(), (ConnectionAbortedError, asyncio.CancelledError))
 
     run_spliced(test)
+
+
+def test_a_connection_that_is_opened_to_be_spliced():
+    """The client has no timestamps, so the one to the server is opened without them."""
+
+    async def test(near: Nic, far: Nic) -> None:
+        results: list[SpliceResult] = []
+
+        async def work(one: Connection) -> None:
+            assert not one.tcp.timestamps
+            with pytest.raises(ValueError, match="splice_with"):
+                await far.connect(NEAR4, 8080, splice_with=one.tcp)  # type: ignore[arg-type]
+            results.append(await splice(one, await far.connect(NEAR4, 8080, splice_with=one), hardware=True))
+
+        await acceltcp.host.start_server(echo, None, 8080, nic=near)
+        await far.listen(80, work)
+        near.endpoint.settings = replace(near.endpoint.settings, timestamps=False)
+        client = await near.connect(FAR4, 80)
+        near.endpoint.settings = replace(near.endpoint.settings, timestamps=True)
+        client.write(b"hello")
+        assert await client.readexactly(5) == b"hello"
+        client.write_eof()
+        assert await client.read() == b""
+        client.close()
+        await until(lambda: results, 10)
+        assert results[0].hardware
+
+    run_spliced(test)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_answer_to_an_end_of_data(closed):
+    """The proxy has half-closed towards the server, as HTTP/1.0 may; or the server has closed already, and all is there."""
+
+    async def test(near: Nic, far: Nic) -> None:
+        async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert await reader.read() == b"request"
+            writer.write(DATA[:3000])
+            if closed:
+                writer.close()
+            await asyncio.sleep(1)
+
+        async def work(one: Connection, two: Connection) -> SpliceResult:
+            two.write(await one.read(7))
+            two.write_eof()
+            if closed:
+                await until(lambda: two.tcp.fin_received)
+            result = await splice(one, two, 3000)
+            one.close()
+            two.close()
+            return result
+
+        proxy = Proxy(near, far, work)
+        await proxy.start(server)
+        client = await near.connect(FAR4, 80)
+        client.write(b"request")
+        assert await client.read() == DATA[:3000]
+        client.close()
+        result = await proxy.result()
+        assert isinstance(result, SpliceResult) and result.server_octets == 3000 and result.refused == "state"
+
+    run_spliced(test)

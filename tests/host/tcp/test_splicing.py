@@ -504,3 +504,18 @@ def test_a_client_of_the_nics_handshake():
         rig.until(lambda hears=hears: bool(hears.outcomes), 60)
         rig.run(70)
         rig.settled()
+
+
+@pytest.mark.parametrize("client", [TcpSettings(timestamps=False), TcpSettings(mtu=1280), TcpSettings(mtu=1280, timestamps=False)])
+def test_a_connection_that_is_opened_to_be_spliced(client):
+    """It offers the server what the client has, so that neither timestamps nor the size of segments are in the way."""
+    rig = Rig(client=client)
+    one, two = User(rig.a, 20_000, seed=1, expect=2, close="never"), User(rig.b, 20_000, seed=2, expect=1, close="never")
+    plain, other = rig.open(one, two)
+    assert rig.splicing.refusal(plain, other, None) in ("timestamps", "mss")
+    rig = Rig(client=client)
+    one, two = User(rig.a, 20_000, seed=1, expect=2, close="never"), User(rig.b, 20_000, seed=2, expect=1, close="never")
+    front, back = rig.open(one, two, like=True)
+    assert back.timestamps == client.timestamps and two.connection.peer_mss == client.mtu - 40
+    rig.splice(front, back)
+    rig.until(lambda: one.received == two.received == 20_000, 60)

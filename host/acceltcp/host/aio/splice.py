@@ -100,7 +100,9 @@ async def splice(
     if client is server or client.tcp is server.tcp:
         raise ValueError("client and server are the same connection: it cannot be spliced with itself")
     for name, one in (("client", client), ("server", server)):
-        if one.is_closing() or (one.tcp.closed and not one.tcp.receive_buffer):
+        # With a limit, nobody writes to the server, and what it has said may be there already.
+        readable = limit is not None and one is server and (one.tcp.receive_buffer or not one.tcp.closed)
+        if not readable and (one.is_closing() or one.tcp.fin_queued or one.tcp.closed):
             raise OSError(errno.ENOTCONN, f"the {name}'s connection is closed, it cannot be spliced")
     nic = client.nic
     if hardware:
@@ -196,9 +198,10 @@ class _Lent:
 
     def give_away(self) -> None:
         """The owner hears nothing more."""
-        self.owner.detach()
-        self.tcp.events = self
-        self.given = True
+        if not self.owner.is_closing():
+            self.owner.detach()
+            self.tcp.events = self
+            self.given = True
 
     def give_back(self) -> None:
         """The owner hears of it again, unless it was given away."""

@@ -26,7 +26,7 @@ from acceltcp.abi.wire import WINDOW_MAX, WSCALE_MAX, EtherType
 from ..errors import DeviceError
 from ..net.icmp import IcmpErrorKind
 from ..rings import RX_PACKING
-from .block import CLOCK_STALE_S, NEVER, ConnectionEvents, ControlBlock, Opening
+from .block import CLOCK_STALE_S, NEVER, ConnectionEvents, ControlBlock, Opening, headers_size
 from .connection import TcpConnection
 from .handover import HandOver, Record
 from .handshake import Embryo, Handshakes, Listener, scale_for, syn_options
@@ -396,11 +396,13 @@ class TcpEndpoint:
         options: ConnectionOptions | None = None,
         offload: bool = True,
         events: ConnectionEvents | None = None,
+        splice_with: TcpConnection | None = None,
     ) -> TcpConnection:
         """Open a connection to an address (packed) and port. `events` hears `connected`, or `closed` with the reason.
 
         local: which of our addresses (None: as the route says); local_port: 0 takes a free one. offload: the NIC
-        may close it.
+        may close it. splice_with: offer what that one has (timestamps or none, no larger segments than its peer takes), so
+        that the two can be spliced.
 
         Raises `OSError`: ENETUNREACH without a route, EADDRNOTAVAIL for an address that is not ours or without a free
         port, EADDRINUSE for a tuple in use.
@@ -429,9 +431,14 @@ class TcpEndpoint:
         self._ended.pop(key, None)
         connection = TcpConnection(
             self, key, Peer.route(_NOWHERE[len(remote)], source, remote, local_port, port, 0), iss, 0, 0xFFFF, 0,
-            max(settings.window_scale, scale_for(rcvbuf)), min(rcvbuf, WINDOW_MAX), 0, settings.sack, settings.timestamps, 0,
-            settings.ecn, offload and self.hand_over is not None, options,
+            max(settings.window_scale, scale_for(rcvbuf)), min(rcvbuf, WINDOW_MAX), 0, settings.sack,
+            settings.timestamps and (splice_with is None or splice_with.timestamps), 0, settings.ecn,
+            offload and self.hand_over is not None, options,
         )  # fmt: skip
+        mss = settings.mtu - headers_size(len(remote) == 16)
+        for other in (connection.opts.maxseg, splice_with.peer_mss if splice_with is not None else 0):
+            mss = min(mss, other or mss)
+        connection.rcv_mss = mss
         connection.events = events
         connection.snd_una = connection.iss
         connection.opening = Opening.SYN_SENT

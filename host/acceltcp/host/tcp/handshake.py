@@ -187,7 +187,7 @@ class Handshakes:
 def syn_options(connection: ControlBlock, tsval: int, mtu: int) -> bytes:
     """Options of the SYN of `connect`, or of the SYN-ACK after a simultaneous open."""
     return SynOptions(
-        mss=min(connection.opts.maxseg or _MSS_MAX, mtu - headers_size(connection.peer.ipv6), _MSS_MAX),
+        mss=min(connection.rcv_mss or mtu - headers_size(connection.peer.ipv6), _MSS_MAX),
         wscale=connection.rcv_shift if connection.snd_shift >= 0 else None,
         sack=connection.sack,
         tsval=tsval if connection.timestamps else None,
