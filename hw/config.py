@@ -79,7 +79,7 @@ class NicConfig:
         1,048,576.
     stash: entries of the connection table's stash, 4 to 32.
     splices: pairs of connections that the NIC can forward to each other, a power of two from 16 to half of
-        `flows`, since each takes two entries of the connection table; 0: none.
+        `flows`, since each takes two entries of the connection table; 0: none; None: a quarter of `flows`, 65,536 at most.
     rx_buffer_beats: depth of each port's receive buffer in beats, a power of two; None: 64 KiB.
     tx_buffer_beats: depth of the transmit buffer in beats, a power of two; None: 32 KiB.
     packets: packets that wait between the receive pipeline and the host, a power of two.
@@ -99,7 +99,7 @@ class NicConfig:
     listeners: int = 64
     flows: int = 4096
     stash: int = 16
-    splices: int = 0
+    splices: int | None = None
     rx_buffer_beats: int | None = None
     tx_buffer_beats: int | None = None
     packets: int = 512
@@ -130,6 +130,8 @@ class NicConfig:
         ):
             self._power_of_two(name, low, high)
         self._range("stash", 4, 32)
+        if self.splices is None:
+            object.__setattr__(self, "splices", min(self.flows // 4, 1 << 16))
         if self.splices != 0:
             self._power_of_two("splices", 16, self.flows // 2)
         self._range("max_frame", 1514, 16128)

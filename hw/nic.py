@@ -1,9 +1,10 @@
 """The NIC: wires the stages together and holds no logic.
 
     rx{p} -> RxFrontEnd -> Setup -> RxDma -> AXI4           (see docs/architecture.md)
-                            | |
-                            | +-> Flows -> ReplyBuilder -------+
-                            +----------------^                 |
+                  |         | |
+                  |         | +-> Flows -> ReplyBuilder -------+
+                  |         +----------------^ |               |
+                  +-> PacketFork -> SpliceRewriter ------------+
     AXI4 -> TxDma -> TxPatcher -> TxChecksum ------------------+-> PacketArbiter -> TxPad -> tx{p}
               ^ frames of closing connections: Flows
 
@@ -35,12 +36,14 @@ from .packet.patch import TxPatcher
 from .packet.rx_front_end import RxFrontEnd
 from .packet.tx_checksum import TxChecksum
 from .stream.axis import AxisSource
+from .stream.fork import PacketFork
 from .stream.merge import StreamMerge
 from .stream.route import PacketRoute
 from .stream.width import Downsizer
-from .tcp.flows import EVENTS, Flows
+from .tcp.flows import Flows, event_sources
 from .tcp.reply import ReplyBuilder
 from .tcp.setup import Setup
+from .tcp.splice import SpliceRewriter
 from .tx_port import TxPort
 
 __all__ = ["Nic"]
@@ -126,10 +129,11 @@ class Nic(wiring.Component):
         downsizer = part("tx_width", Downsizer(AXI_BYTES, config.width))
         tx_checksum = part("tx_checksum", TxChecksum(config))
         commands = part("commands", Commands(config))
-        events = part("events", EventWriter(config, inputs=3 + EVENTS))
+        events = part("events", EventWriter(config, inputs=3 + event_sources(config)))
         interrupts = part("interrupts", Interrupts(config))
         axi = part("axi", AxiMaster(reads=4, writes=3))
         outputs = [part(f"tx_port{p}", TxPort(config)) for p in ports]
+        splicing = [part("splice", SpliceRewriter(config))] if config.splices else []
 
         # Wire to verdict.
         for p, front_end in enumerate(front_ends):
@@ -137,8 +141,17 @@ class Nic(wiring.Component):
             self._connect_flat(m, f"s_axis_rx{p}", source)
             connect(m, source.o, front_end.i)
             connect(m, front_end.meta, metas.i[p])
-            connect(m, front_end.packets, rx_dma.packets[p])
-            connect(m, rx_dma.take[p], front_end.take)
+            if splicing:
+                fork = part(f"fork{p}", PacketFork(config.width))
+                connect(m, rx_dma.take[p], fork.take)
+                connect(m, fork.buffer_take, front_end.take)
+                connect(m, front_end.packets, fork.packets)
+                connect(m, fork.host, rx_dma.packets[p])
+                connect(m, fork.forward, splicing[0].packets[p])
+            else:
+                take, order = rx_dma.take[p], front_end.take
+                connect(m, front_end.packets, rx_dma.packets[p])
+                m.d.comb += [order.p.keep.eq(take.p.host), order.valid.eq(take.valid), take.ready.eq(order.ready)]
             m.d.comb += [
                 front_end.enable.eq(registers.control.enable),
                 setup.mac[p].eq(registers.mac[p]),
@@ -162,7 +175,7 @@ class Nic(wiring.Component):
         connect(m, patcher.o_packets, downsizer.i)
         connect(m, downsizer.o, tx_checksum.packets)
         connect(m, patcher.o_meta, tx_checksum.meta)
-        for index, source in enumerate((builder, tx_checksum)):
+        for index, source in enumerate((builder, tx_checksum, *splicing)):
             route = part(f"tx_route{index}", PacketRoute(config.width, config.ports))
             connect(m, source.o, route.i)
             m.d.comb += route.to.eq(source.port)
@@ -186,6 +199,18 @@ class Nic(wiring.Component):
         connect(m, commands.close, flows.close)
         connect(m, commands.updates, flows.updates)
         connect(m, flows.updated, commands.updated)
+        room = flows.close_room
+        if splicing:
+            (rewriter,) = splicing
+            connect(m, setup.to_splices, flows.splice_packets)
+            connect(m, flows.spliced, setup.from_splices)
+            connect(m, flows.splice_records, rewriter.records)
+            for name in ("splice", "splice_updates"):
+                connect(m, getattr(commands, name), getattr(flows, name))
+            connect(m, flows.splice_updated, commands.splice_updated)
+            connect(m, registers.splice, flows.splice_port)
+            m.d.comb += [rewriter.mac[p].eq(registers.mac[p]) for p in ports]
+            room = Mux(flows.splice_room < room, flows.splice_room, room)
         for index, source in enumerate((rx_dma.events, tx_dma.events, commands.events, *flows.events)):
             connect(m, source, events.i[index])
         m.d.comb += [
@@ -228,14 +253,16 @@ class Nic(wiring.Component):
                 getattr(engine.bus, name).eq(getattr(registers.queues, name)) for name in QueueBus().members
             ]
         engines = (rx_dma, tx_dma, commands, flows, events, axi)
-        working = (*front_ends, setup, flows, builder, tx_dma, patcher, tx_checksum, interrupts, *outputs)
+        working = (
+            *front_ends, setup, flows, builder, tx_dma, patcher, tx_checksum, interrupts, *outputs, *splicing,
+        )  # fmt: skip
         m.d.comb += [
             registers.drained.eq(Cat(output.drained for output in outputs).all()),
             *(output.stop.eq(registers.stop) for output in outputs),
             rx_dma.hold.eq(registers.hold),
             tx_dma.hold.eq(registers.hold),
             flows.hold.eq(registers.hold),
-            tx_dma.command_room.eq(flows.close_room),
+            tx_dma.command_room.eq(room),
             # Commands are carried out before a hold is complete, and a CLOSE may wait for other flows' frames.
             draining.eq(tx_dma.commanding | ~commands.idle | flows.closing),
             tx_dma.drain.eq(draining),
@@ -247,6 +274,7 @@ class Nic(wiring.Component):
 
         counting = (
             registers, *front_ends, setup, flows, rx_dma, tx_dma, tx_checksum, commands, events, interrupts, axi, *outputs,
+            *splicing,
         )  # fmt: skip
         for counter in COUNTERS:
             sources = [one.counts[counter.name] for one in counting if counter.name in dict(one.counts.shape())]

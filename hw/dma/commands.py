@@ -185,16 +185,17 @@ class Commands(wiring.Component):
                     m.next = "Ask the listen table"
                 with m.Elif(for_close):
                     m.next = "Pass it on"
-                with m.Elif(for_splice):
-                    m.next = "Pass on a splice"
-                with m.Elif(for_end):
-                    m.next = "End a splice"
                 with m.Elif(for_flow & no_flow):
                     m.d.sync += status.eq(Status.NOT_FOUND)
                 with m.Elif(for_flow):
                     m.next = "Update the flow"
                 with m.Else():
                     m.d.sync += status.eq(Status.OK)
+                if self._config.splices:
+                    with m.If(known & ~unclean & for_splice):
+                        m.next = "Pass on a splice"
+                    with m.If(known & ~unclean & for_end):
+                        m.next = "End a splice"
             with m.State("Ask the listen table"):
                 m.d.comb += self.listen.command.valid.eq(1)
                 with m.If(self.listen.command.ready):

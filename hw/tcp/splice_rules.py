@@ -30,6 +30,11 @@ SEND_END_BITS = 30
 """What is further ahead of the last byte forwarded than 2^30 is none of the connection's data."""
 
 
+HOST_SENT_BITS = 20
+"""What an acknowledgment may be ahead of the last byte forwarded: the host forwards what it had received before the splice
+began, a ring full of frames at most, and of that nothing is known here."""
+
+
 class OpKind(enum.Enum, shape=3):
     """What is done to a pair."""
 
@@ -153,14 +158,19 @@ class SpliceRules(wiring.Component):
             forward.eq(live & ~divert),
         ]
 
-        # What it acknowledges, forwarded or not: no more than has been forwarded to it.
+        # What it acknowledges, forwarded or not: no more than has been forwarded to it, here or by the host.
         # (Compared for both sides, so that the choice of the side comes behind the comparisons.)
         accepted = Signal()
-        fresh = [
-            greater(f"newer{k}", op.ack, state.sides[k].ack)
-            & ~greater(f"unsent{k}", ack_there, state.sides[1 - k].snd_end)
-            for k in range(2)
-        ]
+        fresh, unheard = [], []
+        for k in range(2):
+            sender = state.sides[1 - k]
+            beyond = difference(f"beyond{k}", ack_there, sender.snd_end)
+            unseen = ~beyond[-1] & (ack_there != sender.snd_end)
+            by_host = (beyond[HOST_SENT_BITS:] == 0) & ~sender.fin
+            fresh.append(greater(f"newer{k}", op.ack, state.sides[k].ack) & (~unseen | by_host))
+            unheard.append(unseen)
+        other_end = Signal(32)
+        m.d.comb += other_end.eq(Mux(accepted & Mux(op.side, unheard[1], unheard[0]), ack_there, other.snd_end))
         below_guard = difference("below_guard", op.ack, self.guard_end)[-1]
         m.d.comb += [
             accepted.eq(op.has_ack & Mux(op.side, fresh[1], fresh[0])),
@@ -206,7 +216,7 @@ class SpliceRules(wiring.Component):
             act.found.eq(moving & (op.generation == state.generation)),
         ]
 
-        self._route(m, drop, divert, moving, forward, mine)
+        self._route(m, drop, divert, moving, forward, mine.guard | other.guard)
 
         new = self.next
         m.d.comb += new.eq(state)
@@ -218,7 +228,11 @@ class SpliceRules(wiring.Component):
                 with m.If(live):
                     for side in range(2):
                         with m.If(op.side == side):
-                            m.d.comb += [new.sides[side].eq(after), new.sides[1 - side].fin_acked.eq(other_acked)]
+                            m.d.comb += [
+                                new.sides[side].eq(after),
+                                new.sides[1 - side].fin_acked.eq(other_acked),
+                                new.sides[1 - side].snd_end.eq(other_end),
+                            ]
                     with m.If(state.state == PairState.ACTIVE):
                         m.d.comb += new.deadline.eq(self.now + state.idle)
                         with m.If(mine.fin_acked & other_acked):
@@ -248,14 +262,15 @@ class SpliceRules(wiring.Component):
                     m.d.comb += [act.ended.eq(1), act.status.eq(Mux(lingers, Status.OK, Status.IDLE))]
         return m
 
-    def _route(self, m, drop, divert, moving, forward, mine):
-        """Where the packet goes."""
+    def _route(self, m, drop, divert, moving, forward, guarded):
+        """Where the packet goes. While the host still sends to one side, it gets copies of what either side sends: it has to know
+        what is acknowledged there, and up to where its own acknowledgments may go (RFC 5961 section 5)."""
         state, act = self.state, self.act
         diverted = moving & ~drop & divert | state.ending
         m.d.comb += [
             act.forward.eq(forward),
             act.dropped.eq(moving & drop & (self.op.kind == OpKind.PACKET)),
-            act.keep.eq(~(moving & drop) & ~(forward & ~mine.guard)),
+            act.keep.eq(~(moving & drop) & ~(forward & ~guarded)),
             act.steer.eq(moving | diverted),
             act.verdict.eq(Mux(diverted, Verdict.DIVERTED, Mux(moving, Verdict.GUARD, 0))),
         ]

@@ -77,8 +77,8 @@ class Verdict(enum.IntEnum):
     NEW = 1
     """First segment of a connection: its acknowledgment carries a valid cookie."""
     GUARD = 2
-    """Copy of a spliced packet, which the NIC has forwarded too: what the host relayed to its sender before the hand-over
-    is not acknowledged yet."""
+    """Copy of a spliced packet, which the NIC has forwarded too: one of the two peers has not acknowledged yet what the host
+    relayed to it before the hand-over."""
     DIVERTED = 3
     """A spliced packet that the NIC has not forwarded: data or FIN of the client during a bounded splice, data
     beyond its limit or FIN of the server, or anything that comes while the splice is being undone."""

@@ -27,7 +27,7 @@ CONFIGS = {
         width=64, queues=8, flows=512, rx_buffer_beats=512, tx_buffer_beats=512, packets=256, descriptors=64, writes=32
     ),
     "width8": NicConfig(
-        width=8, rx_buffer_beats=512, tx_buffer_beats=512, max_frame=1514, packets=32, pipelined_hash=False, **SMALL
+        width=8, splices=0, rx_buffer_beats=512, tx_buffer_beats=512, max_frame=1514, packets=32, pipelined_hash=False, **SMALL
     ),
     "width32": NicConfig(
         width=32, ports=2, rx_buffer_beats=256, tx_buffer_beats=128, max_frame=1514, packets=128, **SMALL

@@ -94,18 +94,18 @@ def test_identity():
         assert await read(ctx, axil, IDENT.address("magic")) == MAGIC
         assert await read(ctx, axil, 8) == map_hash()
         assert await fields("shape") == {"width": 8, "ports": 1, "queues": 4, "tick_us": 10}
-        assert await fields("tables") == {"listeners": 16, "flows_log2": 12, "splices_log2": 0}
+        assert await fields("tables") == {"listeners": 16, "flows_log2": 12, "splices_log2": 10}
         assert await read(ctx, axil, IDENT.address("max_frame")) == CONFIG.max_frame
         assert await read(ctx, axil, IDENT.address("features")) == Feature.SETUP | Feature.TEARDOWN | Feature.RSS
 
     bench(testbench)
 
 
-def test_features_of_a_build_without_rss():
+def test_features_of_a_build_without_what_is_optional():
     async def testbench(ctx, plane, axil):
         assert await read(ctx, axil, IDENT.address("features")) == Feature.SETUP | Feature.TEARDOWN
 
-    bench(testbench, config=NicConfig(rss=False))
+    bench(testbench, config=NicConfig(rss=False, splices=0))
 
 
 def test_rss_registers():

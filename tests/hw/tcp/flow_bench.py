@@ -18,7 +18,7 @@ __all__ = ["ACK", "FIN", "PSH", "RST", "SYN", "FlowBench"]
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 M32 = 0xFFFF_FFFF
-CONFIG = NicConfig(flows=512, width=8, pipelined_hash=False)
+CONFIG = NicConfig(flows=512, splices=0, width=8, pipelined_hash=False)
 LAP_STEPS = 9
 
 

@@ -42,6 +42,10 @@ class Segment:
         return bool(self.flags & flag)
 
 
+HOST_SENT = 1 << 20
+"""How far beyond what was forwarded an acknowledgment may go: the most that a host may have forwarded itself."""
+
+
 @dataclass
 class Fate:
     """What becomes of a packet. `queue`: where the host's copy goes, None: as if there were no splice."""
@@ -142,7 +146,7 @@ class Pair:
 
         mine, other = self.sides[d], self.sides[1 - d]
         seq, seq_there = segment.seq, (segment.seq + mine.offset) & M32
-        guard = mine.guard
+        guard = mine.guard or other.guard
         reset = rst and (seq_there == other.ack or seq == mine.snd_end)
         diverted = False
         if self.limit_end is not None and not rst:
@@ -152,8 +156,11 @@ class Pair:
                 diverted = ahead(seq_there + segment.payload, self.limit_end) > 0 or fin
 
         # Acknowledgment
-        if has_ack and ahead(segment.ack, mine.ack) > 0 and ahead(segment.ack, other.snd_end + other.offset) <= 0:
+        beyond = ahead(segment.ack, other.snd_end + other.offset)  # what the host has forwarded itself, if anything
+        if has_ack and ahead(segment.ack, mine.ack) > 0 and (beyond <= 0 or (beyond < HOST_SENT and not other.fin)):
             mine.ack = segment.ack
+            if beyond > 0:
+                other.snd_end = segment.ack - other.offset & M32
             if ahead(mine.ack, mine.guard_end) >= 0:
                 mine.guard = False
         if other.fin and mine.ack == (other.snd_end + other.offset) & M32:

@@ -55,7 +55,7 @@ class Bench:
     """
 
     def __init__(self, *, pipelined: bool = False, latency: int = 30) -> None:
-        self.config = NicConfig(flows=512, pipelined_hash=pipelined)
+        self.config = NicConfig(flows=512, splices=0, pipelined_hash=pipelined)
         self.dut = Flows(self.config)
         self.memory, self.traffic, self.latency = Memory(), Traffic(), latency
         self.log: list[tuple[Any, ...]] = []

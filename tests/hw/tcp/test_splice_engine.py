@@ -16,7 +16,7 @@ from hw.tcp.splice_records import SplicePair, SpliceWay
 from hw.tcp.splices import Splices
 from tests.hw.simulate import converts
 from tests.hw.tcp.splice_bench import CONFIG, Packet, SpliceBench, side_message
-from tests.hw.tcp.splice_engine_model import Segment
+from tests.hw.tcp.splice_engine_model import HOST_SENT, Segment
 
 A, F, S, R = TCPFlag.ACK, TCPFlag.FIN, TCPFlag.SYN, TCPFlag.RST
 M32 = 0xFFFF_FFFF
@@ -79,8 +79,8 @@ def test_data_and_acknowledgments(monkeypatch):
     async def scenario(ctx, t):
         assert await t.say(ctx, 0, 5000, 1000, payload=100) == FORWARDED
         assert await t.say(ctx, 1, 70000, 30100, payload=1000) == FORWARDED
-        # More than was forwarded is not acknowledged; less than known is no news.
-        assert await t.say(ctx, 1, 71000, 30101) == FORWARDED
+        # More than can have been forwarded is not acknowledged; less than known is no news.
+        assert await t.say(ctx, 1, 71000, 30100 + HOST_SENT) == FORWARDED
         assert await t.say(ctx, 0, 5100, 2000, tsval=7) == FORWARDED
         assert await t.say(ctx, 0, 5100, 1500, tsval=6) == FORWARDED
         # A gap: the highest end counts; a retransmission counts as a packet.
@@ -133,15 +133,29 @@ def test_guard(monkeypatch):
     """Packets of a side are copied until it has acknowledged what the host relayed; the packet that does so is still copied."""
     async def scenario(ctx, t):
         assert await t.say(ctx, 0, 5000, 700) == COPIED
-        assert await t.say(ctx, 1, 70000, 30000) == FORWARDED
+        assert await t.say(ctx, 1, 70000, 30000) == COPIED  # the other side's too
         assert await t.say(ctx, 0, 5000, 999, payload=3) == COPIED
-        assert await t.say(ctx, 0, 5003, 1001) == COPIED  # not sent yet: no acknowledgment
+        assert await t.say(ctx, 0, 5003, 1000 + HOST_SENT) == COPIED  # nobody has sent that: no acknowledgment
         assert await t.say(ctx, 0, 5003, 1000, flags=0) == COPIED  # no acknowledgment at all
         assert await t.say(ctx, 0, 5003, 1000) == COPIED
         assert await t.say(ctx, 0, 5003, 1000) == FORWARDED
 
     bench = talk(monkeypatch, scenario, client=side_message(snd_una=600))
-    assert bench.counted["splice_copied"] == 5 and bench.counted["splice_packets"] == 7
+    assert bench.counted["splice_copied"] == 6 and bench.counted["splice_packets"] == 7
+
+
+def test_what_the_host_forwarded(monkeypatch):
+    """It is acknowledged like all else, and counts as sent; but nothing can follow a FIN."""
+    async def scenario(ctx, t):
+        assert await t.say(ctx, 1, 70000, 30000 + HOST_SENT - 1) == FORWARDED
+        assert await t.say(ctx, 0, 5000 + HOST_SENT - 1, 1000, flags=A | F) == FORWARDED
+        assert await t.say(ctx, 1, 70000, 30000 + HOST_SENT + 1) == FORWARDED
+        t.bench.update(t.name)
+        client, server = await t.end(ctx)
+        assert (client["snd_end"], client["fin"]) == (5000 + HOST_SENT, 1)
+        assert server["ack"] == 30000 + HOST_SENT - 1
+
+    talk(monkeypatch, scenario)
 
 
 def test_closing(monkeypatch):
