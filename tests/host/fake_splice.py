@@ -35,7 +35,7 @@ __all__ = ["FakePair", "FakeSplices", "rewrite"]
 M32 = 0xFFFFFFFF
 INDEX_BITS = 24
 BEYOND = 1 << 20
-"""So far beyond what was forwarded an acknowledgment is believed: the host has sent those bytes on."""
+"""Less than so far beyond what was forwarded an acknowledgment is believed: the host has sent those bytes on."""
 
 COUNTED = {
     Status.OK: "splice_closed", Status.RESET: "splice_reset", Status.IDLE: "splice_idle", Status.LIMIT: "splice_limit",
@@ -143,7 +143,7 @@ class FakePair:
         limit = False
         if flags & TCPFlag.ACK:
             beyond = ahead(ack, other.snd_end + other.offset)
-            if ahead(ack, mine.ack) > 0 and beyond <= (0 if other.fin else BEYOND):
+            if ahead(ack, mine.ack) > 0 and beyond < (1 if other.fin else BEYOND):
                 mine.ack = ack
                 if beyond > 0:
                     other.snd_end = ack - other.offset & M32
@@ -152,8 +152,8 @@ class FakePair:
         if not diverted:
             end = seq + length + fin & M32
             if not rst and not mine.fin and 0 <= ahead(end, mine.snd_end) < 1 << 30:
-                mine.snd_end = end
-                mine.fin = fin
+                # A FIN that was lost before counts when it is repeated, though an acknowledgment has told of its number.
+                mine.snd_end, mine.fin = end, fin
             if tsval is not None and (mine.tsval is None or ahead(tsval, mine.tsval) > 0):
                 mine.tsval = tsval
             mine.packets += 1
@@ -358,7 +358,7 @@ class FakeSplices:
     def update(self, fields: dict[str, int]) -> Status:
         """SPLICE_UPDATE."""
         pair = self.pairs.get(fields["splice"] & (1 << INDEX_BITS) - 1)
-        if pair is None or pair.name != fields["splice"] or pair.state == "ENDING":
+        if pair is None or pair.name != fields["splice"] or pair.state not in ("ACTIVE", "LINGER"):
             return Status.NOT_FOUND
         return Status.OK
 

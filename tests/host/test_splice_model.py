@@ -87,7 +87,7 @@ def test_packets_are_copied_until_the_backlog_is_acknowledged():
 
 
 @pytest.mark.parametrize(
-    ("ack", "taken"), [(899, 900), (900, 900), (901, 901), (1000, 1000), (1001, 1001), (1000 + (1 << 20), 1000 + (1 << 20)), (1001 + (1 << 20), 900)]
+    ("ack", "taken"), [(899, 900), (900, 900), (901, 901), (1000, 1000), (1001, 1001), (999 + (1 << 20), 999 + (1 << 20)), (1000 + (1 << 20), 900)]
 )
 def test_acknowledgments(ack, taken):
     """What is beyond the forwarded data the host has sent on, within bounds."""
@@ -110,6 +110,15 @@ def test_both_close():
     assert made.state == "LINGER"
     made.sweep(8)
     assert (made.state, made.status) == ("ENDING", Status.OK)
+
+
+def test_a_fin_that_was_lost_at_first():
+    """What follows it has its number already."""
+    made = pair()
+    send(made, 0, 5001, 1000)
+    assert (made.sides[0].snd_end, made.sides[0].fin) == (5001, False)
+    send(made, 0, 5000, 1000, flags=FIN | ACK)
+    assert (made.sides[0].snd_end, made.sides[0].fin) == (5001, True)
 
 
 def test_a_syn_ends_what_lingers():

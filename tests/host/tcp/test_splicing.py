@@ -519,3 +519,23 @@ def test_a_connection_that_is_opened_to_be_spliced(client):
     assert back.timestamps == client.timestamps and two.connection.peer_mss == client.mtu - 40
     rig.splice(front, back)
     rig.until(lambda: one.received == two.received == 20_000, 60)
+
+
+def test_more_than_the_nic_believes_is_left_to_the_sender(monkeypatch):
+    """What came while the NIC was asked is sent on up to a bound, beyond which the NIC would not believe that it has arrived."""
+    monkeypatch.setattr("acceltcp.host.tcp.splicing._SENT_MOST", 5000)
+    rig, one, two, client, server = quiet()
+    rig.model.begin_lag = rig.model.answer_lag = lambda: 0.05
+    hears = rig.splice(client, server)
+    say(two, 30_000)
+    rig.run(0.05)
+    assert len(rig.splicing.keys[server.key].halves[1].queue) >= 10
+    rig.until(lambda: one.received == 30_000, 10)
+    half = rig.splicing.keys[server.key].halves[1]
+    assert half.rcv + 3000 < half.sent < half.rcv + 5000
+    one.connection.shutdown()
+    two.connection.shutdown()
+    rig.touch(rig.a)
+    rig.touch(rig.b)
+    rig.until(lambda: bool(hears.outcomes), 10)
+    assert hears.outcomes[0].octets == (0, 30_000)

@@ -37,6 +37,10 @@ _ANSWER_S = 30.0
 _L3, _L4 = RX_PACKING["l3_offset"].item, RX_PACKING["l4_offset"].item
 assert RX_PACKING["l3_offset"].shift == RX_PACKING["l4_offset"].shift == 0
 
+_SENT_MOST = 1 << 20
+"""The NIC believes a peer that acknowledges less than so much of what it has not forwarded: the host sends on no more of what came
+before the NIC took over."""
+
 _QUEUED_MOST = 4096
 """Packets that wait for the answer at most, each way; the sender repeats others."""
 
@@ -146,6 +150,8 @@ class Half:
             return
         self._acknowledge(segment)
         seq, payload = self._number(segment.seq), segment.payload
+        if verdict != Verdict.DIVERTED and seq + len(payload) - self.rcv >= _SENT_MOST:
+            return  # it will be repeated, to the NIC
         fin = bool(flags & FIN)
         if self.most is not None:
             payload = self._keep(segment, seq, payload, fin)
@@ -272,12 +278,14 @@ class Half:
                 conn._fin_at = None
             for seq, data in stretches:
                 before = data if self.most is None else data[: max(self.most - seq, 0)]
+                before = before[: max(self.rcv + _SENT_MOST - 1 - seq, 0)]
                 if before:
                     self._send(
                         seq, other.rcv, self._room, ACK, before, other.conn.tsval(), other.conn.ts_recent
                     )
-                if len(before) < len(data):
-                    conn.endpoint.buffered += conn.reassembly.add(seq + len(before), memoryview(data)[len(before) :])
+                if self.most is not None and seq + len(data) > self.most:
+                    kept = max(self.most, seq)
+                    conn.endpoint.buffered += conn.reassembly.add(kept, memoryview(data)[kept - seq :])
         queue, self.queue = self.queue, []
         for frame, items, verdict in queue:
             self.deal(Segment(memoryview(frame), items[_L3], items[_L4], conn.peer.ipv6), verdict)
