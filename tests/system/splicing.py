@@ -1,0 +1,195 @@
+"""A proxy on the NIC between the kernel as client and the kernel as server; both ends count and hash."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import socket
+import struct
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import acceltcp.host
+from acceltcp.host import Connection
+from acceltcp.host.aio.splice import SpliceResult
+
+from .world import KERNEL4, KERNEL6, NIC4, NIC6, World
+
+PROXY, BACKEND = 80, 9000
+HEAD = struct.Struct("!QQQ")
+"""Seed, bytes of the client, bytes of the server."""
+TIMEOUT_S = 120
+CHUNK = 1 << 16
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def stream(seed: int, role: str, size: int) -> bytes:
+    """What one end of a transfer sends."""
+    return random.Random(f"{seed} {role}").randbytes(size)
+
+
+class Backend:
+    """A server on the kernel's sockets: reads HEAD, then sends its bytes while it reads the client's; closes when both
+    are through, having sent the hash of what it read as its last bytes."""
+
+    def __init__(self, address: str = KERNEL4, port: int = BACKEND) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = socket.create_server((address, port), family=family, backlog=1024)
+        self.errors: list[BaseException] = []
+        self.served = 0
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                sock, _ = self._socket.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            with sock:
+                sock.settimeout(TIMEOUT_S)
+                seed, up, down = HEAD.unpack(receive(sock, HEAD.size))
+                received, _ = exchange(sock, stream(seed, "server", down), up)
+                sock.sendall(received)
+                sock.shutdown(socket.SHUT_WR)
+                assert sock.recv(1) == b"", "more than announced"
+            with self._lock:
+                self.served += 1
+        except BaseException as error:
+            self.errors.append(error)
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    """Exactly so many bytes."""
+    data = b""
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        assert part, f"the connection ended after {len(data)} of {size} bytes"
+        data += part
+    return data
+
+
+def exchange(sock: socket.socket, data: bytes, expect: int) -> tuple[bytes, bytes]:
+    """Send while receiving; the digest and the last bytes of what came."""
+    failed: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            sock.sendall(data)
+        except BaseException as error:
+            failed.append(error)
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    digest, left, last = hashlib.sha256(), expect, b""
+    while left:
+        last = sock.recv(min(left, CHUNK))
+        assert last, f"the connection ended {left} bytes early"
+        digest.update(last)
+        left -= len(last)
+    sender.join(TIMEOUT_S)
+    assert not sender.is_alive(), "not everything was taken"
+    if failed:
+        raise failed[0]
+    return digest.digest(), last
+
+
+def transfer(seed: int, up: int, down: int, *, address: str = NIC4, port: int = PROXY) -> None:
+    """Open a connection to the proxy, send and receive through it, compare both hashes, see it end in order."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.settimeout(TIMEOUT_S)
+        sock.connect((address, port))
+        sock.sendall(HEAD.pack(seed, up, down))
+        received, _ = exchange(sock, stream(seed, "client", up), down)
+        assert received == hashlib.sha256(stream(seed, "server", down)).digest(), f"seed {seed}: the client got something else"
+        heard = receive(sock, DIGEST_BYTES)
+        assert heard == hashlib.sha256(stream(seed, "client", up)).digest(), f"seed {seed}: the server got something else"
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b"", f"seed {seed}: more than the server sent"
+
+
+@dataclass
+class Proxy:
+    """Handler of a listener: connects to the back end, relays in software for a while, then splices for good.
+
+    after: bytes from the client that are relayed in software before, given the seed. hardware: as in `splice`.
+    """
+
+    world: World
+    after: Callable[[int], int] = lambda seed: 0
+    hardware: bool | None = True
+    target: str = KERNEL4
+
+    def __post_init__(self) -> None:
+        self.results: list[SpliceResult] = []
+        self.errors: list[BaseException] = []
+
+    async def __call__(self, client: Connection) -> None:
+        try:
+            server = await self.world.nic.connect(self.target, BACKEND)
+            head = await client.readexactly(HEAD.size)
+            seed, up, down = HEAD.unpack(head)
+            server.write(head)
+            share = min(self.after(seed), up + down)
+            await self._relay_some(client, server, up, down, share)
+            self.results.append(await acceltcp.host.splice(client, server, hardware=self.hardware))
+        except BaseException as error:
+            self.errors.append(error)
+            raise
+
+    @staticmethod
+    async def _relay_some(client: Connection, server: Connection, up: int, down: int, share: int) -> None:
+        """Hand on `share` bytes, both ways at once."""
+
+        async def one_way(source: Connection, sink: Connection, count: int) -> None:
+            while count:
+                data = await source.read(min(count, CHUNK))
+                sink.write(data)
+                await sink.drain()
+                count -= len(data)
+
+        first = share * up // max(up + down, 1)
+        ways: list[Awaitable[None]] = [one_way(client, server, first), one_way(server, client, min(share - first, down))]
+        await asyncio.gather(*ways)
+
+
+def many(jobs: list[tuple[int, int, int]], *, workers: int, address: str = NIC4) -> None:
+    """Run `transfer` for each (seed, up, down), so many at once; the first failure."""
+    failed: list[BaseException] = []
+    waiting = list(reversed(jobs))
+    lock = threading.Lock()
+
+    def run() -> None:
+        while not failed:
+            with lock:
+                if not waiting:
+                    return
+                job = waiting.pop()
+            try:
+                transfer(*job, address=address)
+            except BaseException as error:
+                error.add_note(f"transfer {job}")
+                failed.append(error)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+__all__ = ["BACKEND", "KERNEL6", "NIC6", "PROXY", "Backend", "Proxy", "many", "transfer"]
