@@ -104,6 +104,7 @@ class Registers:
     PORT: _BlockArray
     FLOWS: BlockAccess
     RSS: BlockAccess
+    SPLICE: BlockAccess
     QUEUE: _BlockArray
 
     def __init__(self, transport: Transport) -> None:

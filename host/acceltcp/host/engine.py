@@ -257,6 +257,8 @@ class Engine:
         self.endpoint.hand_over = HandOver(self.endpoint, self.flows)
         if Feature.SPLICE in self.device.identity.features:
             self.splices = Splices(self.queue, pool, step=self.device.flow_step_s())
+            if self.sharing is None:
+                self.device.registers.SPLICE.linger.write(units=self.splices.linger_units(settings.linger))
             self.endpoint.splices = Splicing(self.endpoint, self.splices)
 
     async def close(self) -> None:

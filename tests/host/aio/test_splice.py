@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 import acceltcp.host
-from acceltcp.abi.messages import CommandOpcode, Status
+from acceltcp.abi.messages import SPLICE_UNIT_STEPS, CommandOpcode, Status
 from acceltcp.host import Connection, DeviceError, DeviceLostError, Nic, SpliceResult, TcpTransport, splice
 from acceltcp.host.aio import splice as splice_module
 
@@ -89,6 +89,15 @@ def test_both_ways(hardware, v6):
             assert stats["splice"]["software"] == 1 and stats["splice"]["hardware"] == 0
         assert all(side.detached for side in proxy.sides)
         await until(lambda: not far._users and not far.endpoint.connections)
+
+    run_spliced(test)
+
+
+def test_a_splice_lingers_as_long_as_other_tuples():
+    async def test(near: Nic, far: Nic) -> None:
+        unit = far.device.flow_step_s() * SPLICE_UNIT_STEPS
+        said = far.device.registers.SPLICE.linger.read()["units"]
+        assert said * unit >= far.endpoint.settings.linger > (said - 1) * unit
 
     run_spliced(test)
 
@@ -361,24 +370,57 @@ def test_a_nic_that_does_not_splice():
     run_pair(test)
 
 
-@pytest.mark.parametrize("limit", [None, 100_000])
 @pytest.mark.parametrize("status", [Status.TABLE_FULL, Status.NO_SECRET])
-def test_the_nic_refuses(status, limit):
+def test_the_nic_refuses(status):
     async def test(near: Nic, far: Nic) -> None:
         far.device.transport.command_hook = lambda fields: status if fields["opcode"] == CommandOpcode.SPLICE else None
-        proxy = Proxy(near, far, lambda one, two: splice(one, two, limit))
+        proxy = Proxy(near, far, splice)
         await proxy.start()
-        reader, writer = await acceltcp.host.open_connection(FAR4, 80, nic=near)
-        if limit is None:
-            await round_trip(reader, writer, DATA)
-        result = None
-        if limit is not None:
-            # The other way round: the client is the one behind.
-            writer.close()
-            return
+        await round_trip(*await acceltcp.host.open_connection(FAR4, 80, nic=near), DATA)
         result = await proxy.result()
         assert isinstance(result, SpliceResult) and not result.hardware and result.refused == status.name.lower()
         assert (result.client_octets, result.server_octets) == (len(DATA), len(DATA))
+
+    run_spliced(test)
+
+
+def test_the_nic_refuses_with_a_limit():
+    """Then the rest goes in software, and the connections live on."""
+
+    async def test(near: Nic, far: Nic) -> None:
+        far.device.transport.command_hook = lambda fields: (
+            Status.TABLE_FULL if fields["opcode"] == CommandOpcode.SPLICE else None
+        )
+
+        async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while line := await reader.readline():
+                writer.write(DATA[: int(line)])
+                await writer.drain()
+            writer.close()
+
+        async def work(one: Connection, two: Connection) -> list[SpliceResult]:
+            results = []
+            for _ in range(3):
+                line = await one.readline()
+                two.write(line)
+                results.append(await splice(one, two, int(line)))
+            return results
+
+        proxy = Proxy(near, far, work)
+        await proxy.start(server)
+        client = await near.connect(FAR4, 80)
+        for size in (1, 50_000, 200_000):
+            client.write(b"%d\n" % size)
+            assert await client.readexactly(size) == DATA[:size]
+        results = await proxy.result()
+        assert isinstance(results, list)
+        assert [(one.server_octets, one.hardware) for one in results] == [(1, False), (50_000, False), (200_000, False)]
+        assert results[0].refused == "table_full"
+        assert far.stats()["splice"]["refused"]["table_full"] >= 1
+        client.close()
+        for side in proxy.sides:
+            side.close()
+        await until(lambda: not far._users)
 
     run_spliced(test)
 

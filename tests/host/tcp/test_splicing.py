@@ -13,6 +13,7 @@ import pytest
 from acceltcp.abi.messages import CommandOpcode, Status
 from acceltcp.host.errors import DeviceTimeoutError
 from acceltcp.host.tcp import State, TcpSettings
+from acceltcp.host.tcp.splices import SideEnd
 
 from ..pair import Path, User, pattern
 from ..splice_rig import Hears, Quiet, Rig
@@ -135,14 +136,6 @@ def test_refused(seed, status):
 
 
 # -- with a limit --------------------------------------------------------------------------------
-
-
-class Reader(Quiet):
-    """Takes what comes, later."""
-
-    def __init__(self, expect: int, at: int) -> None:
-        super().__init__()
-        self.expect, self.at = expect, at
 
 
 def run_bounded(seed: object) -> None:
@@ -539,3 +532,24 @@ def test_more_than_the_nic_believes_is_left_to_the_sender(monkeypatch):
     rig.touch(rig.b)
     rig.until(lambda: bool(hears.outcomes), 10)
     assert hears.outcomes[0].octets == (0, 30_000)
+
+
+@pytest.mark.parametrize("octets", [0, 1, 1000, (1 << 31) + 5, (1 << 32) - 1, 1 << 32, (1 << 32) + 7, 5 << 32])
+@pytest.mark.parametrize("repeated", [0, 5000])
+def test_counts_beyond_32_bits(octets, repeated):
+    rig, _, _, client, server = quiet()
+    rig.splice(client, server)
+    half = rig.splicing.keys[server.key].halves[1]
+    for fin in (False, True):
+        end = SideEnd(half.rcv + octets + fin & 0xFFFFFFFF, 0, 0, 1, octets + repeated, fin)
+        assert half.end_of(end) == half.rcv + octets + fin
+
+
+def test_what_the_host_alone_has_sent_on_may_be_all():
+    """The NIC has not heard of it before the end."""
+    rig, _, _, client, server = quiet()
+    rig.splice(client, server)
+    half = rig.splicing.keys[server.key].halves[1]
+    half.sent += 5000
+    assert half.end_of(SideEnd(half.rcv & 0xFFFFFFFF, 0, 0, 0, 0, False)) == half.rcv
+    assert half.end_of(SideEnd(half.rcv + 5000 & 0xFFFFFFFF, 0, 0, 0, 0, False)) == half.rcv + 5000

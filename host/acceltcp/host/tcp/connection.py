@@ -291,7 +291,9 @@ class TcpConnection(Arrival):
         """The NIC has sent on data up to `end` behind ours, and all are acknowledged: go on from there."""
         self.endpoint.queued -= self.unsent_or_unacked
         self.send_buffer = SendBuffer(end)
+        retransmissions = self.scoreboard.retransmissions
         self.scoreboard = Scoreboard(self.mss, self.sack, end)
+        self.scoreboard.retransmissions = retransmissions
         self.snd_una = self.snd_nxt = end
         self.recovering = False
         self.retries = 0

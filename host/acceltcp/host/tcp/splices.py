@@ -21,6 +21,7 @@ from acceltcp.abi.messages import (
     EventType,
     Status,
 )
+from acceltcp.abi.registers import SPLICE
 
 from ..frames import FrameBlock, FramePool
 from ..queue import Queue, status_of
@@ -106,6 +107,10 @@ class Splices:
         """An idle time as the command tells it, rounded up; None when it is too long for it."""
         units = 0 if seconds is None else max(math.ceil(seconds / self.unit), 1)
         return units if units <= _IDLE_MOST else None
+
+    def linger_units(self, seconds: float) -> int:
+        """For how long a splice of which both sides have closed goes on, as the register has it."""
+        return min(max(math.ceil(seconds / self.unit), 1), (1 << SPLICE["linger"].positions["units"][1]) - 1)
 
     def post(
         self, splice: Splice, client: dict[str, int], server: dict[str, int], limit: int | None, idle: int, now: float

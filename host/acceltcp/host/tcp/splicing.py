@@ -298,6 +298,15 @@ class Half:
         """What this peer can take behind what the host has written to it, in bytes."""
         return max(self.conn.snd_una + self.conn.snd_wnd - self.end, 0)
 
+    def end_of(self, side: SideEnd) -> int:
+        """Where its data end of which the NIC knows. Numbers of 32 bits may have wrapped; how often, the count of bytes tells,
+        as long as less than 2^32 of them were repetitions."""
+        forwarded = side.snd_end - self.rcv & MASK
+        if forwarded >= HALF and side.octets < HALF:
+            return self.rcv  # never forwarded anything; the host may have sent on more than it knows
+        most = side.octets + self.sent - self.rcv + side.fin
+        return self.rcv + forwarded + max(most - forwarded >> 32, 0) * (MASK + 1)
+
     # -- from the connection ---------------------------------------------------------------
 
     def abort(self) -> None:
@@ -312,7 +321,7 @@ class Half:
 class Pair(Splice):
     """Both connections of a splice, the client's first."""
 
-    __slots__ = ("error", "floors", "halves", "host_packets", "idle_timeout", "limit", "moved", "posted", "splicing", "user")
+    __slots__ = ("error", "floors", "halves", "host_packets", "idle_timeout", "limit", "posted", "splicing", "user")
 
     def __init__(
         self, splicing: Splicing, client: TcpConnection, server: TcpConnection, limit: int | None, idle_timeout: float | None,
@@ -383,9 +392,12 @@ class Pair(Splice):
         """Go on as if nothing had happened; what has waited is received now."""
         waiting = []
         for half in self.halves:
-            half.conn.splice = None
+            conn = half.conn
+            conn.splice = None
             waiting += half.queue
-            half.conn.endpoint.mark(half.conn)
+            if conn.opts.keepalive:
+                conn.keep_at = conn.endpoint.now + conn.opts.keepidle
+            conn.endpoint.mark(conn)
         endpoint = self.splicing.endpoint
         for frame, items, _ in waiting:
             endpoint.stats["segments"] -= 1
@@ -402,7 +414,7 @@ class Pair(Splice):
             lost = ConnectionAbortedError(errno.ECONNABORTED, "the device went away")
             self.user.ended(Outcome(None, (0, 0), (0, 0), self.host_packets, lost))
             return
-        ends = [half._number(side.snd_end) for half, side in zip(self.halves, sides, strict=True)]
+        ends = [half.end_of(side) for half, side in zip(self.halves, sides, strict=True)]
         for half, side in zip(self.halves, sides, strict=True):
             self._stamps(half, side, sides[half is one])
         sent = [max(end - side.fin, half.sent) - half.rcv for half, side, end in zip(self.halves, sides, ends, strict=True)]
