@@ -1,0 +1,9 @@
+"""An HTTP/1.1 load balancer (layer 7) whose long bodies the NIC forwards."""
+
+from __future__ import annotations
+
+from .config import Config, load
+from .proxy import Proxy
+from .streams import NicNet, SocketNet
+
+__all__ = ["Config", "NicNet", "Proxy", "SocketNet", "load"]
