@@ -15,5 +15,5 @@ BOARD = Board(
     # AMD data sheet DS965, table "Alveo U50 product details".
     capacity={"lut": 871_680, "ff": 1_743_360, "bram36": 1_344, "uram": 640, "dsp": 5_952},
     # A core of this size and depth closes timing at 250 MHz in a part of speed grade -2.
-    goals={"lut_sites": 90_000, "levels": 10},
+    goals={"lut_sites": 110_000, "levels": 10},
 )

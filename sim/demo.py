@@ -4,7 +4,8 @@ In a network namespace of its own (as root, or with a user namespace) it starts 
 NIC on a TAP interface and `acceltcp http` on it, fetches a page with curl and with a plain
 socket, then again under a flood of spoofed SYNs, and shows what the NIC counted. Then it has many
 kernel clients fetch a page and close, once with connection teardown in the NIC and once without, and
-shows how many packets the host handled for each. The exit status is 0 only if every step did what it says.
+shows how many packets the host handled for each. Last it downloads files through `acceltcp lb` from two web servers in
+another namespace, spliced in the NIC and relayed in software. The exit status is 0 only if every step did what it says.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rich.table import Table
 
 from .flood import flood
 from .short import Work, closed_by_nic, short_connections
+from .splice_demo import FILE_BYTES, Download, backends, balancer, download
 from .stage import MAC, NIC4, NIC6, PORT, TAP, StageError, inside, reexec, stats, web_server
 
 __all__ = ["main"]
@@ -190,6 +192,41 @@ def _teardown(console: Console, folder: Path, arguments: argparse.Namespace) -> 
     console.print(table)
 
 
+def _splice(console: Console, folder: Path, arguments: argparse.Namespace) -> None:
+    """Downloads through the load balancer, spliced in the NIC and relayed in software."""
+    _step(console, 5, f"curl downloads {FILE_BYTES // 1_000_000} MB through a load balancer on the NIC, from two servers in another namespace")
+    found: dict[str, list[Download]] = {}
+    with backends(folder) as digests:
+        for name, splice in (("spliced in the NIC", True), ("relayed in software (splice = false)", False)):
+            with console.status("starting the load balancer") as status:
+
+                def waiting(seconds: float, last: str, status: Status = status) -> None:
+                    status.update(f"starting the load balancer {seconds:3.0f} s  [dim]{last}[/]")
+
+                with balancer(folder, f"width={arguments.width}", splice=splice, waiting=waiting) as control:
+                    found[name] = []
+                    for number in range(len(digests)):
+                        status.update(f"{name}: download {number + 1} of {len(digests)}")
+                        found[name].append(download(control, folder))
+            if {one.digest for one in found[name]} != digests:
+                raise StageError(f"{name}: curl got something else than the files of both servers")
+            console.print(
+                f"   [green]✔[/] {name}: both servers' files, SHA-256 compared, in {sum(d.seconds for d in found[name]):.1f} s"
+            )
+    table = Table(title=f"For one download of {FILE_BYTES // 1_000_000} MB (mean of {len(digests)})", title_justify="left")
+    table.add_column("", style="bold")
+    table.add_column("packets to the host", justify="right")
+    table.add_column("packets that the NIC forwarded by itself", justify="right")
+    for name, downloads in found.items():
+        means = [sum(getattr(d, field) for d in downloads) / len(downloads) for field in ("host_packets", "forwarded")]
+        table.add_row(name, *(f"{mean:,.0f}" for mean in means))
+    console.print()
+    console.print(table)
+    spliced, relayed = found.values()
+    if not all(one.forwarded for one in spliced) or any(one.forwarded for one in relayed):
+        raise StageError("the NIC forwarded packets where it should not, or none where it should")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="acceltcp demo", description="The main job, start to end, with no FPGA.")
@@ -241,5 +278,6 @@ def _run(console: Console, arguments: argparse.Namespace) -> int:
             if lost > 0:
                 raise StageError(f"{lost:,} of {arguments.syns + fetches:,} SYNs were not answered")
         _teardown(console, Path(name), arguments)
+        _splice(console, Path(name), arguments)
     console.print(f"\n[bold green]All steps did what they say[/], in {time.monotonic() - started:.0f} s.")
     return 0
