@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .config import Config, load
 from .proxy import Proxy
+from .service import LoadBalancer
 from .streams import NicNet, SocketNet
 
-__all__ = ["Config", "NicNet", "Proxy", "SocketNet", "load"]
+__all__ = ["Config", "LoadBalancer", "NicNet", "Proxy", "SocketNet", "load"]

@@ -70,8 +70,8 @@ class Backend:
                 return link
         return None
 
-    async def open(self, flavour: Hashable) -> Link:
-        """A new connection. Raises `OSError`."""
+    async def open(self, client: Stream, flavour: Hashable) -> Link:
+        """A new connection for a client. Raises `OSError`."""
         if self.pool and self.connections >= self._config.limits.backend_connections:
             # One of another kind gives way.
             oldest = self.pool[0]
@@ -79,7 +79,7 @@ class Backend:
             oldest.stream.close()
         self.active += 1
         try:
-            stream = await self._net.connect(self.host, self.port, flavour, self._config.timeouts.connect)
+            stream = await self._net.connect(self.host, self.port, client, self._config.timeouts.connect)
         except BaseException:
             self.active -= 1
             raise
@@ -168,7 +168,7 @@ class Backends:
                     full += 1
                     continue
                 try:
-                    link = await backend.open(flavour)
+                    link = await backend.open(client, flavour)
                 except OSError as error:
                     backend.down_until = time.monotonic() + self._config.timeouts.down
                     backend.failed(f"no connection: {error.strerror or error}")

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from acceltcp.abi.wire import TCP
-from acceltcp.host import Connection, ConnectionOptions, Nic, splice
+from acceltcp.abi.wire import MSS_DEFAULT_IPV4, TCP
+from acceltcp.host import Connection, Nic, splice
 
 __all__ = ["HeadTooLarge", "Joined", "Net", "NicNet", "NicStream", "Peer", "PeerError", "SocketNet", "SocketStream", "Stream"]
 
@@ -73,7 +73,9 @@ class Net(Protocol):
     def flavour(self, client: Stream) -> Hashable:
         """What a connection to a back end must be like to be spliced with the client's."""
 
-    async def connect(self, host: str, port: int, flavour: Hashable, timeout: float) -> Stream: ...
+    async def connect(self, host: str, port: int, client: Stream, timeout: float) -> Stream:
+        """To a back end, like the client's connection as far as `flavour` says."""
+
     async def join(self, client: Stream, server: Stream, limit: int | None, idle: float) -> Joined:
         """As `acceltcp.host.splice`."""
 
@@ -208,24 +210,25 @@ class NicStream:
 
 
 class NicNet:
-    """Connections of a NIC, which it may splice."""
+    """Connections of a NIC. splices: which may splice them, and then they are opened so that it can."""
 
-    splices = True
-
-    def __init__(self, nic: Nic) -> None:
-        self.nic = nic
+    def __init__(self, nic: Nic, splices: bool = True) -> None:
+        self.nic, self.splices = nic, splices
 
     def flavour(self, client: Stream) -> Hashable:
-        """The largest segment that the client takes: what the back end must not exceed."""
+        """Timestamps or not, and the largest segment that the client takes if that is smaller than usual: packets are forwarded as
+        they are. Segments so small that nobody has them but to make many kinds are not worth a kind."""
+        if not self.splices:
+            return None
         tcp = cast(NicStream, client).connection.tcp
-        most = self.nic.mtu - (tcp.peer.l4 - tcp.peer.l3) - TCP.size
-        return tcp.peer_mss if tcp.peer_mss < most else 0
+        if tcp.peer_mss < MSS_DEFAULT_IPV4:
+            return None
+        usual = self.nic.mtu - (tcp.peer.l4 - tcp.peer.l3) - TCP.size
+        return tcp.timestamps, min(tcp.peer_mss, usual)
 
-    async def connect(self, host: str, port: int, flavour: Hashable, timeout: float) -> NicStream:
-        options = ConnectionOptions()
-        if flavour:
-            options.maxseg = cast(int, flavour)
-        return NicStream(await self.nic.connect(host, port, timeout=timeout, options=options))
+    async def connect(self, host: str, port: int, client: Stream, timeout: float) -> NicStream:
+        like = cast(NicStream, client).connection if self.flavour(client) is not None else None
+        return NicStream(await self.nic.connect(host, port, timeout=timeout, splice_with=like))
 
     async def join(self, client: Stream, server: Stream, limit: int | None, idle: float) -> Joined:
         one, two = cast(NicStream, client).connection, cast(NicStream, server).connection
@@ -382,7 +385,7 @@ class SocketNet:
     def flavour(self, client: Stream) -> Hashable:
         return None
 
-    async def connect(self, host: str, port: int, flavour: Hashable, timeout: float) -> SocketStream:
+    async def connect(self, host: str, port: int, client: Stream, timeout: float) -> SocketStream:
         try:
             async with asyncio.timeout(timeout):
                 _, stream = await asyncio.get_running_loop().create_connection(SocketStream, host, port)
