@@ -1,6 +1,6 @@
 """The command `acceltcp`.
 
-`info`, `stats`, `flows`, `echo` and `http` use the driver; `sim`, `bench` and `demo` hand over to the
+`info`, `stats`, `flows`, `echo`, `http` and `lb` use the driver; `sim`, `bench` and `demo` hand over to the
 packages of those names, which come with extras. Errors are sentences on standard error and
 status 1; Ctrl-C ends a server in order.
 """
@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from acceltcp import __version__
@@ -112,13 +112,14 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("-v", "--verbose", action="count", default=0, help="say more; twice: much more")
         return made
 
-    def server(name: str, run: Callable[[argparse.Namespace], int], port: int, text: str) -> argparse.ArgumentParser:
+    def server(name: str, run: Callable[[argparse.Namespace], int], port: int | None, text: str) -> argparse.ArgumentParser:
         made = command(name, run, text)
         made.add_argument(
             "--address", action="append", metavar="ADDRESS/PREFIX",
             help=f"address of the NIC, repeatable (default: {' '.join(DEFAULT_ADDRESSES)})",
         )  # fmt: skip
-        made.add_argument("--port", type=int, default=port, help="TCP port (default: %(default)s)")
+        if port is not None:
+            made.add_argument("--port", type=int, default=port, help="TCP port (default: %(default)s)")
         made.add_argument("--mac", help="MAC address of the NIC (default: derived from the device)")
         made.add_argument(
             "--route", action="append", metavar="ROUTE",
@@ -144,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
 
     info = command("info", _info, "Show what a NIC is and can do.")
     info.add_argument("--json", action="store_true", help="machine-readable")
-    stats = command("stats", _stats, "Show a NIC's counters, also of one that a running 'echo' or 'http' uses.")
+    stats = command("stats", _stats, "Show a NIC's counters, also of one that a running 'echo', 'http' or 'lb' uses.")
     stats.add_argument("--json", action="store_true", help="machine-readable")
     stats.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     stats.add_argument("--all", action="store_true", help="counters that are zero, too")
@@ -153,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     server("echo", _echo, 7, "Serve the echo protocol.")
     http = server("http", _http, 80, "Serve files, or a page that says who answers.")
     http.add_argument("--directory", type=Path, help="folder to serve")
+    balancer = server("lb", _lb, None, "Balance HTTP requests over back ends; the NIC forwards long bodies.")
+    balancer.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML file, see docs/lb.md")
+    balancer.add_argument("--json", action="store_true", help="print statistics as the last line, machine-readable; with --workers, a line of each")
     for name, (_, _, text) in _EXTERNAL.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
@@ -194,7 +198,7 @@ def _ask(options: argparse.Namespace, request: str) -> dict[str, Any] | None:
         raise DeviceError(f"Nobody answers at {options.control}.")
     if answer is None and request != "info" and options.device.partition("?")[0] == "sim:":
         # It would be a new simulation, in which nothing has happened.
-        raise DeviceError(f"Nobody serves {options.device}: 'acceltcp echo' and 'acceltcp http' answer here while they run.")
+        raise DeviceError(f"Nobody serves {options.device}: 'acceltcp echo', 'http' and 'lb' answer here while they run.")
     return answer
 
 
@@ -337,7 +341,31 @@ def _http(options: argparse.Namespace) -> int:
     return _run_server(options, HttpServer(options.directory).handle, "http")
 
 
-def _run_server(options: argparse.Namespace, handler: Callable[[Connection], Any], name: str) -> int:
+def _lb(options: argparse.Namespace) -> int:
+    from acceltcp.lb import LoadBalancer, load
+
+    config = load(options.config)
+    options.port, options.host = config.listen.port, config.listen.address
+    balancer = LoadBalancer(config)
+    status = _run_server(options, balancer.handle, "lb", balancer)
+    if options.json and options.workers == 1:
+        print(json.dumps(balancer.stats()))
+    return status
+
+
+class _Draining(Protocol):
+    """A server that has something to end."""
+
+    async def close(self) -> None:
+        """Returns when its running requests are over."""
+
+    def stats(self) -> dict[str, Any]:
+        """Its own figures."""
+
+
+def _run_server(
+    options: argparse.Namespace, handler: Callable[[Connection], Any], name: str, draining: _Draining | None = None
+) -> int:
     # Before the device is opened: to start a simulator may take minutes.
     if not 1 <= options.port <= 65535:
         raise ValueError(f"port must be from 1 to 65535, not {options.port}")
@@ -352,7 +380,7 @@ def _run_server(options: argparse.Namespace, handler: Callable[[Connection], Any
             tap_setup.check_address(text)
     check_unused(options.control or control_path(options.device))
     serve = _serve if options.workers == 1 else _serve_by_workers
-    return asyncio.run(serve(options, handler, name))
+    return asyncio.run(serve(options, handler, name, draining))
 
 
 def _nic_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -362,7 +390,9 @@ def _nic_options(options: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-async def _serve(options: argparse.Namespace, handler: Callable[[Connection], Any], name: str) -> int:
+async def _serve(
+    options: argparse.Namespace, handler: Callable[[Connection], Any], name: str, draining: _Draining | None
+) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -370,7 +400,7 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
     addresses = options.address or list(DEFAULT_ADDRESSES)
     nic = Nic(options.device, addresses, **_nic_options(options))
     readings: dict[str, Callable[[], Any]] = {
-        "stats": nic.stats,
+        "stats": nic.stats if draining is None else lambda: {**nic.stats(), name: draining.stats()},
         "info": lambda: _identity(nic.device, options.device),
         "flows": nic.flow_table,
     }
@@ -386,9 +416,7 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
         return 130
     opening.result()
     async with nic, contextlib.AsyncExitStack() as stack:
-        server = await nic.listen(
-            options.port, handler, defer_accept=options.defer_accept, ecn=options.ecn
-        )
+        server = await nic.listen(options.port, handler, **_listen_options(options))
         _set_up_tap(options, addresses)
         path = options.control or control_path(options.device)
         await stack.enter_async_context(ControlServer(path, readings))
@@ -398,8 +426,15 @@ async def _serve(options: argparse.Namespace, handler: Callable[[Connection], An
         if serving.done():
             serving.result()
         serving.cancel()
+        if draining is not None:
+            await server.close()
+            await draining.close()
     print("Closed.")
     return 0
+
+
+def _listen_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {"host": getattr(options, "host", None), "defer_accept": options.defer_accept, "ecn": options.ecn}
 
 
 def _network_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -429,13 +464,22 @@ def _say_serving(options: argparse.Namespace, name: str, addresses: Iterable[Any
     print(f"Ctrl-C ends it; this shows counters: acceltcp stats{how}", flush=True)
 
 
-async def _serve_by_workers(options: argparse.Namespace, handler: Callable[[Connection], Any], name: str) -> int:
+async def _serve_by_workers(
+    options: argparse.Namespace, handler: Callable[[Connection], Any], name: str, draining: _Draining | None
+) -> int:
     stop = Stop()
     addresses = options.address or list(DEFAULT_ADDRESSES)
 
     async def serve(nic: Nic) -> None:
-        server = await nic.listen(options.port, handler, defer_accept=options.defer_accept, ecn=options.ecn)
-        await server.serve_forever()
+        server = await nic.listen(options.port, handler, **_listen_options(options))
+        try:
+            await server.serve_forever()
+        finally:
+            if draining is not None:
+                await server.close()
+                await draining.close()
+                if options.json:
+                    print(json.dumps({"process": os.getpid(), **draining.stats()}), flush=True)
 
     workers = Workers(
         serve, options.device, addresses, workers=options.workers, restart=options.restart, **_nic_options(options)

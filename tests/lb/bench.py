@@ -77,8 +77,8 @@ class Backend:
         self.live: set[asyncio.Task[None]] = set()
         self.port = 0
 
-    async def start(self) -> None:
-        self._server = await asyncio.start_server(self._run, "127.0.0.1", 0)
+    async def start(self, host: str = "127.0.0.1") -> None:
+        self._server = await asyncio.start_server(self._run, host, 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

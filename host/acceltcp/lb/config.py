@@ -59,7 +59,7 @@ class Timeouts:
     """A connection may wait so long for its next request, a client's and a back end's."""
     down: float = 5.0
     """A back end that took no connection is tried last for so long."""
-    stop: float = 10.0
+    stop: float = 5.0
     """For running requests when the balancer is told to end."""
 
 
