@@ -181,7 +181,7 @@ class SpliceRules(wiring.Component):
         ]
 
         # What it carries. The text in a reset is not data (RFC 9293 section 3.5.3), and a FIN within data that have been
-        # forwarded is none.
+        # forwarded is none. (One right at their end is: it was lost, but what came after it has been forwarded.)
         end = Signal(32)
         carried = Signal()
         ahead = difference("ahead", end, mine.snd_end)
@@ -189,7 +189,7 @@ class SpliceRules(wiring.Component):
             end.eq(op.data_end + op.fin),
             carried.eq(forward & ~op.rst & ~mine.fin & (ahead[SEND_END_BITS:] == 0)),
             after.snd_end.eq(Mux(carried, end, mine.snd_end)),
-            after.fin.eq(mine.fin | carried & op.fin & (end != mine.snd_end)),
+            after.fin.eq(mine.fin | carried & op.fin),
             after.fin_acked.eq(mine.fin_acked),
             after.offset.eq(mine.offset),
         ]

@@ -168,8 +168,9 @@ class Pair:
 
         if not diverted:
             end = (seq + segment.payload + fin) & M32
-            # A FIN in front of data that have been forwarded is none, and so is the text in a reset.
-            if not rst and not mine.fin and 0 < ahead(end, mine.snd_end) < 1 << 30:
+            # A FIN in front of data that have been forwarded is none, and so is the text in a reset. An acknowledgment that was
+            # sent after a FIN that got lost has its number already: then the repeated FIN brings nothing new, and counts.
+            if not rst and not mine.fin and 0 <= ahead(end, mine.snd_end) < 1 << 30:
                 mine.snd_end = end
                 mine.fin = fin
             if segment.tsval is not None and (mine.tsval is None or ahead(segment.tsval, mine.tsval) > 0):

@@ -163,6 +163,30 @@ def test_packets(seed):
     assert {verdict for *_, verdict, _ in seen} == {None, Verdict.GUARD, Verdict.DIVERTED}
 
 
+def test_lost_fin():
+    """An acknowledgment that was sent after a FIN comes before it: the repeated FIN counts nevertheless, and both sides can close."""
+    dut = SpliceRules()
+
+    async def bench(ctx):
+        rules = Bench(ctx, dut)
+        pair = random_pair(random.Random(1))
+        pair.state, pair.limit_end = "ACTIVE", None
+        for side in pair.sides:
+            side.fin = side.fin_acked = False
+        state = SplicePair.from_bits(raw(SplicePair, state_of(pair)))
+        fin = state.sides[0].snd_end
+        for seq, flags, seen in ((fin + 1, {"has_ack": 1}, 0), (fin, {"has_ack": 1, "fin": 1}, 1)):
+            ack = state.sides[0].ack
+            op = {"kind": OpKind.PACKET, "seq": seq & M32, "data_end": seq & M32, "ack": ack, **flags}
+            after, write, act = await rules.do(pair, 5, **op)
+            assert write and act.forward
+            state = SplicePair.from_bits(after)
+            assert (state.sides[0].snd_end, state.sides[0].fin) == (fin + 1 & M32, seen)
+            pair.sides[0].snd_end, pair.sides[0].fin = state.sides[0].snd_end, bool(state.sides[0].fin)
+
+    run(dut, bench)
+
+
 def test_everything_else():
     """Time, aborts, installation; reading and packets of others change nothing."""
     rng = random.Random(9)
