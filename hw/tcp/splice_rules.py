@@ -205,7 +205,7 @@ class SpliceRules(wiring.Component):
 
         # How it ends. A reset that is not exact is left to the far end (RFC 5961 section 3).
         reset, limit = Signal(), Signal()
-        lingers, due = Signal(), Signal()
+        lingers, due, found = Signal(), Signal(), Signal()
         passed = Signal(SPLICE_TIME_BITS)
         m.d.comb += [
             reset.eq(live & op.rst & (same(seq_there, "ack", of_other=True) | same(op.seq, "snd_end"))),
@@ -213,7 +213,9 @@ class SpliceRules(wiring.Component):
             passed.eq(self.now - state.deadline),
             lingers.eq(state.state == PairState.LINGER),
             due.eq(moving & ~passed[-1] & (lingers | (state.idle != 0))),
-            act.found.eq(moving & (op.generation == state.generation)),
+            # (Not read back from `act`: Verilog's simulators do not look again at what a process assigns a part of.)
+            found.eq(moving & (op.generation == state.generation)),
+            act.found.eq(found),
         ]
 
         self._route(m, drop, divert, moving, forward, mine.guard | other.guard)
@@ -253,8 +255,8 @@ class SpliceRules(wiring.Component):
                     new.deadline.eq(self.now + state.idle),
                 ]
             with m.Case(OpKind.ABORT):
-                m.d.comb += self.write.eq(act.found)
-                with m.If(act.found):
+                m.d.comb += self.write.eq(found)
+                with m.If(found):
                     m.d.comb += [act.ended.eq(1), act.status.eq(Status.ABORTED)]
             with m.Case(OpKind.SWEEP):
                 m.d.comb += self.write.eq(due)
