@@ -13,6 +13,7 @@ import pytest
 from acceltcp.abi.messages import CommandOpcode, Status
 from acceltcp.host.errors import DeviceTimeoutError
 from acceltcp.host.tcp import State, TcpSettings
+from acceltcp.host.tcp.segment import RST
 from acceltcp.host.tcp.splices import SideEnd
 
 from ..pair import Path, User, pattern
@@ -244,6 +245,29 @@ def test_a_reset_at_any_time(seed, who):
             user.connection.write(b"x" * 10)
             rig.touch(user.side)
     rig.until(lambda: one.over and two.over, 400)
+    rig.run(80)
+    rig.settled()
+
+
+def test_a_reset_after_both_have_closed():
+    """As of a peer that has forgotten the connection, when something comes a second time: the end was in order."""
+    rig, one, two, client, server = quiet()
+    hears = rig.splice(client, server)
+    rig.run(0.1)
+    one.connection.shutdown()
+    rig.touch(rig.a)
+    rig.until(lambda: two.connection.fin_received)
+    two.connection.shutdown()
+    rig.touch(rig.b)
+    rig.run(0.1)
+    assert not hears.outcomes  # it lingers
+    assert one.connection.emit(one.connection.snd_nxt, RST)
+    rig.touch(rig.a)
+    rig.until(lambda: bool(hears.outcomes), 1)
+    assert rig.splicing.splices.counts["reset"] == 1
+    outcome = hears.outcomes[0]
+    assert outcome.status is Status.OK and outcome.error is None
+    assert client.error is None and server.error is None
     rig.run(80)
     rig.settled()
 

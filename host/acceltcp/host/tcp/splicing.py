@@ -414,6 +414,8 @@ class Pair(Splice):
             lost = ConnectionAbortedError(errno.ECONNABORTED, "the device went away")
             self.user.ended(Outcome(None, (0, 0), (0, 0), self.host_packets, lost))
             return
+        if status is Status.RESET and self._both_closed(sides):
+            status = Status.OK  # a peer that has forgotten the connection answers what it got twice: that harms nobody
         ends = [half.end_of(side) for half, side in zip(self.halves, sides, strict=True)]
         for half, side in zip(self.halves, sides, strict=True):
             self._stamps(half, side, sides[half is one])
@@ -450,6 +452,13 @@ class Pair(Splice):
                 conn.emit(half.end + max(forwarded, half.other.sent - half.other.rcv) if whole else conn.snd_una, RST | ACK)
             conn.end(error)
         self.user.ended(outcome)
+
+    def _both_closed(self, sides: tuple[SideEnd, SideEnd]) -> bool:
+        """Whether each peer has ended its data, and has acknowledged the other one's end."""
+        return all(
+            mine.fin and (theirs.ack - mine.snd_end - half.offset) & MASK == 0
+            for half, mine, theirs in zip(self.halves, sides, sides[::-1], strict=True)
+        )
 
     def _stamps(self, half: Half, mine: SideEnd, theirs: SideEnd) -> None:
         """What its peer has said and seen of timestamps."""
