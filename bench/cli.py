@@ -11,12 +11,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import host, setup, teardown
+from . import host, setup, splice, teardown
 from .goals import Goal
 
 __all__ = ["main"]
 
-BENCHES = {"setup": setup, "teardown": teardown, "host": host}
+BENCHES = {"setup": setup, "teardown": teardown, "host": host, "splice": splice}
+PLOTS = {"host": host.plot, "splice": splice.plot}
 
 
 def _show(console: Console, title: str, goals: dict[str, Goal], results: dict[str, float]) -> None:
@@ -38,13 +39,13 @@ def _show(console: Console, title: str, goals: dict[str, Goal], results: dict[st
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="acceltcp bench", description="Run a benchmark.")
-    parser.add_argument("name", choices=list(BENCHES), help="setup: connection setup and rings; teardown: connection table and teardown; host: CPU time of the host stack")
+    parser.add_argument("name", choices=list(BENCHES), help="setup: connection setup and rings; teardown: connection table and teardown; host: CPU time of the host stack; splice: splicing")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there ('-': standard output)")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="host: draw the breakdown, FILE.png and FILE.svg")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw FILE.png and FILE.svg. host: the breakdown; splice: the gain over sizes")
     arguments = parser.parse_args(argv)
     bench = BENCHES[arguments.name]
-    if arguments.plot and bench is not host:
-        parser.error(f"there is no plot of {arguments.name}, only of host")
+    if arguments.plot and arguments.name not in PLOTS:
+        parser.error(f"there is no plot of {arguments.name}, only of {' and '.join(PLOTS)}")
     console = Console(stderr=arguments.json == Path("-"))
     try:
         with console.status("") as status:
@@ -62,5 +63,5 @@ def main(argv: list[str] | None = None) -> int:
             arguments.json.write_text(text + "\n")
             console.print(f"written: {arguments.json}")
     if arguments.plot:
-        console.print(f"drawn: {', '.join(map(str, host.plot(results, arguments.plot)))}")
+        console.print(f"drawn: {', '.join(map(str, PLOTS[arguments.name](results, arguments.plot)))}")
     return 0

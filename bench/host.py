@@ -45,7 +45,7 @@ from .goals import Goal
 from .host_configs import ALL, CONFIGS, OFF
 from .host_rig import Plan
 
-__all__ = ["GOALS", "TITLE", "measure", "plot"]
+__all__ = ["GOALS", "TITLE", "measure", "plot", "run_rig"]
 
 TITLE = "The host's CPU time per transaction; the NIC is the Verilated core in another process"
 
@@ -92,8 +92,11 @@ GOALS = _goals()
 """Key -> what it is and what it should be, in the order in which they are printed."""
 
 
-def _run(plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
-    """Run the rig in a namespace of its own; its last line. What it says meanwhile goes to `step`."""
+def run_rig(module: str, plan: str, step: Callable[[str], None]) -> dict[str, Any]:
+    """Run the rig that `module` is in a namespace of its own, with `plan` as JSON; its last line. What it says meanwhile goes to `step`.
+
+    Raises `RuntimeError` when it fails.
+    """
     last: dict[str, Any] = {}
 
     def listen(stream: int) -> None:
@@ -109,7 +112,7 @@ def _run(plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
     listener = threading.Thread(target=listen, args=(ours,), daemon=True)
     listener.start()
     try:
-        done = reexec(["-m", "bench.host_rig", "--plan", json.dumps(asdict(plan))], stdout=theirs, stderr=subprocess.PIPE, timeout=_TIMEOUT_S)
+        done = reexec(["-m", module, "--plan", plan], stdout=theirs, stderr=subprocess.PIPE, timeout=_TIMEOUT_S)
     except StageError as error:
         raise RuntimeError(str(error)) from None
     except subprocess.TimeoutExpired:
@@ -126,7 +129,7 @@ def _run(plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
 
 def measure(step: Callable[[str], None] = lambda text: None, *, plan: Plan | None = None) -> dict[str, float]:
     """All figures, by key; without those of configurations that `plan` leaves out. `step` is told what comes next."""
-    results = _run(plan or Plan(), step)["results"]
+    results = run_rig("bench.host_rig", json.dumps(asdict(plan or Plan())), step)["results"]
     return {key: float(results[key]) for key in GOALS if key in results}
 
 

@@ -29,7 +29,7 @@ from sim.stage import HOST4, MAC, NIC4, TAP
 from .host_configs import ALL, CONFIGS, OFF, PLAIN, Config
 from .host_server import BACKEND, HOLD, KEEP, LARGE, PORTS, RELAY, SMALL, UPLOADS
 
-__all__ = ["Plan", "copy_counter", "main"]
+__all__ = ["Child", "Plan", "Rig", "copy_counter", "main"]
 
 _START_S = 900
 """The first start compiles the RTL."""
@@ -76,7 +76,7 @@ class Plan:
         return [config for config in CONFIGS if not self.configs or config.name in self.configs]
 
 
-class _Child:
+class Child:
     """A process that answers JSON lines with JSON lines."""
 
     def __init__(self, module: str, *arguments: str, log: Path, environment: dict[str, str] | None = None) -> None:
@@ -126,18 +126,23 @@ class _Child:
             self._process.stdout.close()
 
 
-class _Rig:
-    """A simulated NIC on TAP and the load, for one host process after another."""
+class Rig:
+    """A simulated NIC on TAP and the load, for one host process after another.
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
-        self.plan, self._folder = plan, folder
+    opt: how the model is compiled. folder: for sockets and logs.
+    """
+
+    load_module, host_module = "bench.host_load", "bench.host_server"
+
+    def __init__(self, opt: str, folder: Path) -> None:
+        self._opt, self._folder = opt, folder
         self._socket = folder / "nic.sock"
         self._hosts = 0
         self._device = self._start_device()
         try:
             for words in (f"link set {TAP} txqueuelen 20000 up", f"addr replace {HOST4}/24 dev {TAP}"):
                 subprocess.run(["ip", *words.split()], check=True, timeout=20)
-            self.load = _Child("bench.host_load", log=folder / "load.log")
+            self.load = Child(self.load_module, log=folder / "load.log")
         except BaseException:
             self.close()
             raise
@@ -146,7 +151,7 @@ class _Rig:
         log = self._folder / "device.log"
         with log.open("w") as output:
             device = subprocess.Popen(
-                [sys.executable, "-m", "acceltcp", "sim", "--socket", str(self._socket), "--tap", TAP, "--opt", self.plan.opt],
+                [sys.executable, "-m", "acceltcp", "sim", "--socket", str(self._socket), "--tap", TAP, "--opt", self._opt],
                 stdout=output, stderr=output,
             )  # fmt: skip
         started = time.monotonic()
@@ -158,11 +163,11 @@ class _Rig:
         return device
 
     @contextlib.contextmanager
-    def host(self, config: Config, environment: dict[str, str] | None = None) -> Iterator[_Child]:
+    def host(self, config: Config, environment: dict[str, str] | None = None) -> Iterator[Child]:
         """A host process. What it logs is an error."""
         self._hosts += 1
-        child = _Child(
-            "bench.host_server", "--device", f"vfio-user:{self._socket}", "--mac", MAC, "--address", f"{NIC4}/24",
+        child = Child(
+            self.host_module, "--device", f"vfio-user:{self._socket}", "--mac", MAC, "--address", f"{NIC4}/24",
             "--interval", str(_INTERVAL_TICKS), "--config", config.json(),
             log=self._folder / f"host-{self._hosts}-{config.name}.log", environment=environment,
         )  # fmt: skip
@@ -211,7 +216,7 @@ class _Idle:
     mark: float
 
 
-def _spend(rig: _Rig, host: _Child, idle: _Idle, count: int, **command: Any) -> _Cost:
+def _spend(rig: Rig, host: Child, idle: _Idle, count: int, **command: Any) -> _Cost:
     """Run a command of the load and take what it cost the host, idle time not counted."""
     host.ask(do="settle", seconds=_SETTLE_S)
     before = host.ask(do="mark")
@@ -238,21 +243,21 @@ def _spend(rig: _Rig, host: _Child, idle: _Idle, count: int, **command: Any) -> 
     )
 
 
-def _warm(rig: _Rig, host: _Child) -> _Idle:
+def _warm(rig: Rig, plan: Plan, host: Child) -> _Idle:
     """First connections, with whatever is made only once, and then what an idle host costs."""
     for size, port in PORTS.items():
-        count = min(_CONCURRENCY[size], rig.plan.small)
+        count = min(_CONCURRENCY[size], plan.small)
         rig.load.ask(do="short", port=port, count=count, concurrency=count, response=size)
     host.ask(do="settle", seconds=_SETTLE_S)
     marks = [host.ask(do="mark")["cpu"] for _ in range(4)]
     mark = float(marks[-1] - marks[0]) / (len(marks) - 1)
     before = host.ask(do="mark")
-    time.sleep(rig.plan.idle)
+    time.sleep(plan.idle)
     after = host.ask(do="mark")
     return _Idle(max(float(after["cpu"] - before["cpu"]) - mark, 0.0) / float(after["wall"] - before["wall"]), mark)
 
 
-def _short(rig: _Rig, host: _Child, idle: _Idle, size: int, count: int) -> _Cost:
+def _short(rig: Rig, host: Child, idle: _Idle, size: int, count: int) -> _Cost:
     return _spend(rig, host, idle, count, do="short", port=PORTS[size], concurrency=_CONCURRENCY[size], response=size)
 
 
@@ -260,7 +265,7 @@ def _tell(text: str) -> None:
     print(json.dumps({"step": text}), flush=True)
 
 
-def _rounds(rig: _Rig, plan: Plan) -> tuple[dict[str, dict[int, list[_Cost]]], list[float]]:
+def _rounds(rig: Rig, plan: Plan) -> tuple[dict[str, dict[int, list[_Cost]]], list[float]]:
     """Costs by configuration and size, one of each per round, and the application's own CPU time."""
     costs: dict[str, dict[int, list[_Cost]]] = {config.name: {SMALL: [], LARGE: []} for config in plan.chosen}
     application: list[float] = []
@@ -272,7 +277,7 @@ def _rounds(rig: _Rig, plan: Plan) -> tuple[dict[str, dict[int, list[_Cost]]], l
         for config in order.sample(plan.chosen, len(plan.chosen)):
             _tell(f"round {number + 1} of {plan.rounds}: {config.what}")
             with rig.host(config) as host:
-                idle = _warm(rig, host)
+                idle = _warm(rig, plan, host)
                 for size, count in ((SMALL, plan.small), (LARGE, plan.large)):
                     costs[config.name][size].append(_short(rig, host, idle, size, count))
                 application.append(host.ask(do="application", count=plan.small)["cpu"])
@@ -308,13 +313,13 @@ def _short_figures(plan: Plan, costs: dict[str, dict[int, list[_Cost]]], applica
     return results
 
 
-def _memory(rig: _Rig, plan: Plan) -> dict[str, float]:
+def _memory(rig: Rig, plan: Plan) -> dict[str, float]:
     """Memory of connections, and what setting up costs."""
     results: dict[str, float] = {}
     for name, port, response in (("idle", HOLD, 0), ("active", KEEP, SMALL)):
         _tell(f"{plan.connections:,} {name} connections")
         with rig.host(ALL) as host:
-            idle = _warm(rig, host)
+            idle = _warm(rig, plan, host)
             before = host.ask(do="mark")
             cost = _spend(rig, host, idle, plan.connections, do="hold", port=port, concurrency=_CONCURRENCY[SMALL], response=response)
             after = host.ask(do="mark")
@@ -327,7 +332,7 @@ def _memory(rig: _Rig, plan: Plan) -> dict[str, float]:
         rig.load.ask(do="release")
     _tell("connection setup in software")
     with rig.host(OFF) as host:
-        idle = _warm(rig, host)
+        idle = _warm(rig, plan, host)
         cost = _spend(rig, host, idle, plan.setups, do="hold", port=HOLD, concurrency=_CONCURRENCY[SMALL], response=0)
         results["host.setups_per_cpu_second_off"] = 1 / cost.cpu
     rig.load.ask(do="release")
@@ -349,14 +354,14 @@ def copy_counter() -> Path:
     return build_once(cache_directory() / "bench" / name, build)
 
 
-def _copies(rig: _Rig, plan: Plan) -> dict[str, float]:
+def _copies(rig: Rig, plan: Plan) -> dict[str, float]:
     """Bytes copied per byte: a small transaction's are taken off."""
     results: dict[str, float] = {}
     preload = {"LD_PRELOAD": str(copy_counter())}
     for config in (config for config in CONFIGS if config.name in (ALL.name, "no_zero_copy", "no_direct")):
         _tell(f"bytes copied: {config.what}")
         with rig.host(config, preload) as host:
-            idle = _warm(rig, host)
+            idle = _warm(rig, plan, host)
             small = _short(rig, host, idle, SMALL, plan.uploads).copied
             if config.name != "no_direct":
                 up = _spend(rig, host, idle, plan.uploads, do="uploads", port=UPLOADS, concurrency=8, response=SMALL)
@@ -367,14 +372,14 @@ def _copies(rig: _Rig, plan: Plan) -> dict[str, float]:
     return results
 
 
-def _relayed(rig: _Rig, plan: Plan) -> dict[str, float]:
+def _relayed(rig: Rig, plan: Plan) -> dict[str, float]:
     """CPU of a response of 64 KB through two connections."""
     rig.load.ask(do="backend", port=BACKEND, response=_RELAYED)
     values = []
     for number in range(plan.relay_rounds):
         _tell(f"relay, round {number + 1} of {plan.relay_rounds}")
         with rig.host(ALL) as host:
-            idle = _warm(rig, host)
+            idle = _warm(rig, plan, host)
             rig.load.ask(do="short", port=RELAY, count=4, concurrency=4, response=_RELAYED)
             values.append(_spend(rig, host, idle, plan.relays, do="short", port=RELAY, concurrency=16, response=_RELAYED).cpu)
     return {"host.us_per_relayed_64KB": statistics.median(values) * 1e6}
@@ -389,7 +394,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="acceltcp-") as name:
             folder = Path(name)
             _tell("starting the simulated NIC (the first time compiles the RTL)")
-            rig = _Rig(plan, folder)
+            rig = Rig(plan.opt, folder)
             try:
                 costs, application = _rounds(rig, plan)
                 results = _short_figures(plan, costs, statistics.median(application))
