@@ -15,6 +15,7 @@ from acceltcp.abi.registers import (
     MAGIC,
     PORT,
     QUEUE,
+    SPLICE,
     Access,
     Feature,
     map_hash,
@@ -23,10 +24,15 @@ from acceltcp.abi.registers import (
 from .bench import TB, core_test
 
 
+def blocks(tb: TB):
+    """What this build has."""
+    return [block for block in BLOCKS if block is not SPLICE or tb.config.splices]
+
+
 def registers(tb: TB):
     """(block, index, register) of everything in this build; of the queues, the first and last."""
     counts = {PORT.name: range(tb.config.ports), QUEUE.name: (0, tb.config.queues - 1)}
-    for block in BLOCKS:
+    for block in blocks(tb):
         for index in counts.get(block.name, range(block.count)):
             for register in block.registers:
                 yield block, index, register
@@ -39,14 +45,19 @@ async def identity(dut):
     assert await tb.read("IDENT", "magic") == MAGIC
     assert await tb.read_fields("IDENT", "abi") == {"major": ABI_MAJOR, "minor": ABI_MINOR}
     assert await tb.read("IDENT", "map_hash") == map_hash()
-    assert await tb.read("IDENT", "features") == Feature.SETUP | Feature.TEARDOWN | Feature.RSS
+    splicing = Feature.SPLICE if config.splices else Feature(0)
+    assert await tb.read("IDENT", "features") == Feature.SETUP | Feature.TEARDOWN | Feature.RSS | splicing
     assert await tb.read_fields("IDENT", "shape") == {
         "width": config.width,
         "ports": config.ports,
         "queues": config.queues,
         "tick_us": config.tick_us // 10,
     }
-    assert await tb.read_fields("IDENT", "tables") == {"listeners": config.listeners, "flows_log2": config.flow_bits}
+    assert await tb.read_fields("IDENT", "tables") == {
+        "listeners": config.listeners,
+        "flows_log2": config.flow_bits,
+        "splices_log2": config.splice_bits,
+    }
     assert await tb.read("IDENT", "max_frame") == config.max_frame
 
 
@@ -89,7 +100,7 @@ async def strange_addresses(dut):
     tb = await TB.start(dut, queues=0)
     await tb.write("IDENT", "scratch", 0x600D_CAFE)
     used = set(range(COUNTER_BASE, COUNTER_BASE + 8 * len(COUNTERS), 4))
-    for block in BLOCKS:
+    for block in blocks(tb):
         count = {"PORT": tb.config.ports, "QUEUE": tb.config.queues}.get(block.name, block.count)
         for index in range(count):
             used |= {block.address(register.name, index) for register in block.registers}

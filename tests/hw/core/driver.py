@@ -18,6 +18,7 @@ from acceltcp.abi.messages import (
     LISTEN_COMMAND,
     RX_COMPLETION,
     RX_FREE,
+    SPLICE_EVENT,
     TX_DESCRIPTOR,
     CommandOpcode,
     EventType,
@@ -28,6 +29,9 @@ from acceltcp.abi.messages import (
 from acceltcp.abi.registers import QUEUE, QueueState
 
 __all__ = ["Listener", "Queue", "Received"]
+
+_SPLICE_EVENTS = (EventType.SPLICE_SIDE, EventType.SPLICE_DONE)
+"""Events that look like SPLICE_EVENT; their type stands in the first byte."""
 
 
 @dataclass
@@ -124,11 +128,12 @@ class Ring:
         raw = self.memory.read(self.base + slot * self.message.size, self.message.size)
         if raw[-1] >> 7 != phase:
             return None
-        for name, (at, bits) in self.message.positions.items():
+        message = SPLICE_EVENT if self.message is EVENT and raw[0] in _SPLICE_EVENTS else self.message
+        for name, (at, bits) in message.positions.items():
             if name.startswith("_"):
                 assert not int.from_bytes(raw, "little") >> at & (1 << bits) - 1, f"{name} is not zero"
         self.index = self.index + 1 & 0xFFFF
-        return self.message.unpack(raw)
+        return message.unpack(raw)
 
 
 class Queue:

@@ -35,9 +35,11 @@ CONFIGS = {
 }
 MODULES = (
     "registers", "listen", "setup", "rx", "tx", "bad_frames", "bad_host", "pressure", "interrupts", "random", "rss", "teardown",
+    "splice",
 )  # fmt: skip
 ONLY = {
     "width32": ("ports", "registers", "setup", "rx", "tx", "bad_frames", "pressure", "random", "teardown"),
+    "width8": tuple(module for module in MODULES if module != "splice"),
 }
 RUNS = [
     pytest.param(config, module, id=f"{config}-{module}")
