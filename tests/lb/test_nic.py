@@ -200,6 +200,24 @@ def test_a_client_that_resets_in_mid_body(caplog):
     run(test)
 
 
+def test_a_client_that_answers_and_takes_nothing(caplog):
+    async def test(world: World) -> None:
+        caplog.set_level("INFO", "acceltcp.lb")
+        await world.start(sizes(), limits={"min_rate": 10_000_000}, timeouts={"idle": 0.5})
+        reader, writer = await world.connect()
+        writer.write(b"GET /4000000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: world.balancer.proxy is not None and world.balancer.proxy.aborted, 5)
+        assert (await rest_of(reader)).endswith(b"RESET")
+        writer.close()
+        stats = await world.stop()
+        assert stats["aborted"] == {"client": 1} and stats["backends"][f"{NEAR4}:8000"]["errors"] == 0
+        assert world.far.stats()["splice"]["aborted"] == 1
+        (line,) = [record.getMessage() for record in caplog.records if record.name == "acceltcp.lb"]
+        assert line.endswith("was sent less than 10000000 bytes per second of a spliced body")
+
+    run(test)
+
+
 def test_a_client_that_resets_while_it_waits():
     async def test(world: World) -> None:
         await world.start(says(close=False))

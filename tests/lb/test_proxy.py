@@ -407,6 +407,23 @@ def test_the_next_back_end_when_one_does_not_answer(caplog):
     run(test)
 
 
+def test_a_back_end_that_never_answers(caplog):
+    """Its queue of connections is full, so that the kernel drops more of them."""
+
+    async def test() -> None:
+        with socket.socket() as full:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            port = full.getsockname()[1]
+            with socket.create_connection(("127.0.0.1", port)):
+                backends = [{"host": "127.0.0.1", "port": port}]
+                async with World(backends=backends, timeouts={"connect": 0.2}) as world:
+                    assert (await world.talk(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+        assert caplog.records[0].getMessage() == f"back end 127.0.0.1:{port}: no connection: no answer within 0.2 s"
+
+    run(test)
+
+
 def test_503_when_none_answers(caplog):
     async def test() -> None:
         backends = [{"host": "127.0.0.1", "port": closed_port()} for _ in range(2)]

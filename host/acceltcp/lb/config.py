@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ class Limits:
     """To each back end at once, those in the pool included."""
     pooled_connections: int = 32
     """To each back end that wait for a request."""
+    min_rate: int = 1024
+    """Bytes per second of a spliced body, over all of it; 0: any. A client that answers without taking anything is not idle."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ _TIMEOUTS: dict[str, _Check] = {
 }
 _LIMITS: dict[str, _Check] = {
     "header_bytes": _integer(256, 1 << 20), "backend_connections": _integer(1, 1 << 16), "pooled_connections": _integer(0, 1 << 16),
+    "min_rate": _integer(0, 1 << 40),
 }  # fmt: skip
 _TOP: dict[str, _Check] = {
     "balance": _balance, "backend_keep_alive": _flag, "splice": _flag, "splice_min": _integer(1, 1 << 62),
@@ -190,7 +193,7 @@ def parse(document: Mapping[str, Any]) -> Config:
                 f"limits.pooled_connections must be at most limits.backend_connections ({limits.backend_connections}), "
                 f"not {limits.pooled_connections}"
             )
-        parts["limits"] = Limits(limits.header_bytes, limits.backend_connections, limits.backend_connections)
+        parts["limits"] = replace(limits, pooled_connections=limits.backend_connections)
     return Config(backends=tuple(found), **parts, **values)
 
 

@@ -418,9 +418,14 @@ class _Session:
         return not uploading
 
     async def _join(self, link: Link, limit: int | None) -> Joined:
+        idle, rate = self.config.timeouts.idle, self.config.limits.min_rate
+        late = asyncio.timeout(idle + limit / rate if limit is not None and rate else None)
         try:
-            return await self.proxy.net.join(self.stream, link.stream, limit, self.config.timeouts.idle)
+            async with late:
+                return await self.proxy.net.join(self.stream, link.stream, limit, idle)
         except OSError as error:
+            if late.expired():
+                raise PeerError(self.client, f"was sent less than {rate} bytes per second of a spliced body", late=True) from None
             # Both are reset by now; whose fault it was only the text tells.
             text = error.strerror or str(error)
             raise PeerError(self.client if "the client" in text else link, f"failed while spliced: {text}") from None

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -158,6 +158,19 @@ class Peer:
             raise self.failed(error) from None
 
 
+@contextlib.asynccontextmanager
+async def _answered(seconds: float) -> AsyncIterator[None]:
+    """A limit for finding a back end's address and connecting to it."""
+    late = asyncio.timeout(seconds)
+    try:
+        async with late:
+            yield
+    except TimeoutError:
+        if late.expired():
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:g} s") from None
+        raise
+
+
 # -- the NIC -------------------------------------------------------------------------------------------
 
 
@@ -228,7 +241,8 @@ class NicNet:
 
     async def connect(self, host: str, port: int, client: Stream, timeout: float) -> NicStream:
         like = cast(NicStream, client).connection if self.flavour(client) is not None else None
-        return NicStream(await self.nic.connect(host, port, timeout=timeout, splice_with=like))
+        async with _answered(timeout):
+            return NicStream(await self.nic.connect(host, port, splice_with=like))
 
     async def join(self, client: Stream, server: Stream, limit: int | None, idle: float) -> Joined:
         one, two = cast(NicStream, client).connection, cast(NicStream, server).connection
@@ -386,13 +400,8 @@ class SocketNet:
         return None
 
     async def connect(self, host: str, port: int, client: Stream, timeout: float) -> SocketStream:
-        try:
-            async with asyncio.timeout(timeout):
-                _, stream = await asyncio.get_running_loop().create_connection(SocketStream, host, port)
-        except TimeoutError as error:
-            if error.errno is None:
-                raise TimeoutError(errno.ETIMEDOUT, f"no answer within {timeout:g} s") from None
-            raise
+        async with _answered(timeout):
+            _, stream = await asyncio.get_running_loop().create_connection(SocketStream, host, port)
         return stream
 
     async def join(self, client: Stream, server: Stream, limit: int | None, idle: float) -> Joined:
