@@ -10,7 +10,7 @@ from acceltcp.abi.messages import EventType, SpliceSideFlag, Status, Verdict
 
 from .bench import MEMORY_BASE, MEMORY_BYTES, core_test
 from .closing import Closing
-from .frames import TCP, Client, Ether, assert_new, plain_frame
+from .frames import MACS, TCP, Client, Ether, assert_new, plain_frame
 from .splicing import LINGER, M32, TABLE_ALIGN, Splice, World
 
 PLAIN, NEW, GUARD, DIVERTED = Verdict.PLAIN, Verdict.NEW, Verdict.GUARD, Verdict.DIVERTED
@@ -130,7 +130,7 @@ async def bounded(dut):
     for d in (0, 1):
         frame = splice.frame(d, size=30)
         world.plain(frame, splice.messages[d]["port"])
-    assert await world.check() == [PLAIN, PLAIN]
+        assert await world.check() == [PLAIN]
     # And again, from where they stand.
     again = Splice(world, limit=100, vlans=(3, None))
     await again.open()
@@ -310,7 +310,7 @@ async def refusals(dut):
     assert await world.held() == 0
     for d in (0, 1):
         world.plain(splice.frame(d, size=20), splice.messages[d]["port"])
-    assert sorted(await world.check()) == [PLAIN, PLAIN]
+        assert await world.check() == [PLAIN]
 
     # Each connection is spliced once; if the second one is held already, the first one stays free.
     await splice.open()
@@ -539,7 +539,7 @@ async def mixed(dut):
                     if splice.pair.state == "ENDING":
                         ending.append(splice)
                 if rng.random() < 0.1:
-                    world.plain(plain_frame(rng, rng.randrange(60, 500)))
+                    world.plain(plain_frame(rng, rng.randrange(60, 500), dst_mac=MACS[d or 0]), port=d or 0)
                 if pending and side == 0 and rng.random() < 0.3:
                     pending.pop().segment("FA")
             if d is not None:

@@ -38,7 +38,7 @@ MODULES = (
     "splice",
 )  # fmt: skip
 ONLY = {
-    "width32": ("ports", "registers", "setup", "rx", "tx", "bad_frames", "pressure", "random", "teardown"),
+    "width32": ("ports", "registers", "setup", "rx", "tx", "bad_frames", "pressure", "random", "teardown", "splice"),
     "width8": tuple(module for module in MODULES if module != "splice"),
 }
 RUNS = [
