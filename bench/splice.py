@@ -4,7 +4,7 @@
 
 **Host.** Three processes in a network namespace, as in `acceltcp bench host`: the Verilated core behind vfio-user and a TAP interface;
 clients and back end on the kernel's sockets (`bench.splice_load`); and the proxy (`bench.splice_server`), whose CPU time alone (user
-and system) is taken, less what an idle proxy spends in that time. Interrupts are moderated as in `acceltcp bench host`. What is compared is
+and system) is taken. What a proxy spends while it waits for the slow NIC is in it, for both ways alike. Interrupts are moderated as in `acceltcp bench host`. What is compared is
 the same proxy with the same connections, whether `acceltcp.host.splice` asks the NIC or relays in software; both take turns in
 one process, in every round. In figures of 64 KiB unless something else is said, client and back end keep their
 connections open and each response is one bounded splice. `_head`: the proxy reads the response's head and splices the rest, so that the

@@ -47,9 +47,9 @@ def label(size: int) -> str:
 class Plan:
     """How much is measured. opt: how the model is compiled. seed: of the order.
 
-    rounds: at most, begun within `seconds`, but two at least (or `rounds`). octets: about so many per measurement, in at least
-    `connections` responses (fewer where one is as large), at most `most`. sizes: of responses on connections that stay
-    open; the other kinds get `RESPONSE` alone. idle: seconds that the idle proxy is watched.
+    rounds: at most, begun within `seconds`, but two at least (or `rounds`). octets: about so many per measurement, in one response at
+    least and `most` at most, on up to `connections` connections at once. sizes: of responses on connections that stay
+    open; the other kinds get `RESPONSE` alone.
     """
 
     opt: str = "bench"
@@ -59,7 +59,6 @@ class Plan:
     octets: int = 4 << 20
     most: int = 320
     sizes: tuple[int, ...] = SIZES
-    idle: float = 1.0
     seed: int = 1
 
     def json(self) -> str:
@@ -85,22 +84,18 @@ class _Cost:
 class _Bench:
     """Measures one kind of work after the other with one proxy."""
 
-    def __init__(self, plan: Plan, rig: Rig, host: Child) -> None:
-        self._plan, self._load, self._host = plan, rig.load, host
-        self._idle_rate = self._mark_cpu = 0.0
+    def __init__(self, rig: Rig, host: Child) -> None:
+        self._load, self._host = rig.load, host
+        self._mark_cpu = 0.0
 
     def warm(self) -> None:
-        """Everything once, and then what an idle proxy costs."""
+        """Everything once, and then what a mark costs."""
         self._load.ask(do="backend", port=BACKEND)
         for kind in KINDS:
             for way in WAYS:
                 self.cost(kind, way, RESPONSE, (2, 2))
         marks = [self._host.ask(do="mark")["cpu"] for _ in range(4)]
         self._mark_cpu = float(marks[-1] - marks[0]) / (len(marks) - 1)
-        before = self._host.ask(do="mark")
-        time.sleep(self._plan.idle)
-        after = self._host.ask(do="mark")
-        self._idle_rate = max(float(after["cpu"] - before["cpu"]) - self._mark_cpu, 0.0) / float(after["wall"] - before["wall"])
 
     def cost(self, kind: str, way: str, size: int, shape: tuple[int, int]) -> _Cost:
         """Of one response. Connections that stay open are opened before and closed behind; with "once" that counts."""
@@ -126,7 +121,7 @@ class _Bench:
         # A small response may have come with its head.
         if (mode.spliced and spliced != count and not mode.head) or (not mode.spliced and spliced):
             raise RuntimeError(f"{count} responses of {size} bytes ({mode}) were joined as {joined}")
-        cpu = after["cpu"] - before["cpu"] - self._mark_cpu - self._idle_rate * (after["wall"] - before["wall"])
+        cpu = after["cpu"] - before["cpu"] - self._mark_cpu
         packets = sum(after["queue"][name] - before["queue"][name] for name in ("rx", "tx"))
         return _Cost(cpu * 1e6 / count, packets / count, spliced / count)
 
@@ -188,7 +183,7 @@ def main() -> int:
             rig = SpliceRig(plan.opt, Path(name))
             try:
                 with rig.host(_PROXY) as host:
-                    bench = _Bench(plan, rig, host)
+                    bench = _Bench(rig, host)
                     bench.warm()
                     results = _figures(_rounds(plan, bench))
             finally:

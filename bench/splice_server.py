@@ -99,7 +99,6 @@ class _Proxy:
         nic = self._nic
         return {
             "cpu": time.process_time(),
-            "wall": time.monotonic(),
             "queue": nic.queue.stats.as_dict(),
             "tcp": {**nic.endpoint.stats, "open": len(nic.endpoint.connections)},
             "joined": dict(self._joined),

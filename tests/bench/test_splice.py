@@ -18,7 +18,7 @@ from bench.splice_load import Load, fetch, request, serve
 from bench.splice_rig import Pair
 from hw.config import NicConfig
 
-SMALL = Plan(opt="test", rounds=1, connections=2, octets=256 << 10, most=4, sizes=(4 << 10, RESPONSE), idle=0.05)
+SMALL = Plan(opt="test", rounds=1, connections=2, octets=256 << 10, most=4, sizes=(4 << 10, RESPONSE))
 # The model that the system tests use too.
 MODEL = NicConfig(width=64, queues=4)
 IN_CYCLES = ("splice.packets_per_cycle_60B", "splice.beats_per_cycle_1514B", "splice.latency_cycles", "splice.host_dma_bytes", "splice.install_cycles")
