@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import acceltcp.host
 from acceltcp.host import Connection
 from acceltcp.host.aio.splice import SpliceResult
 
-from .world import KERNEL4, KERNEL6, NIC4, NIC6, World
+from .world import KERNEL4, NIC4, World
 
 PROXY, BACKEND = 80, 9000
 HEAD = struct.Struct("!QQQ")
@@ -131,20 +132,26 @@ class Proxy:
     after: Callable[[int], int] = lambda seed: 0
     hardware: bool | None = True
     target: str = KERNEL4
+    before_connect: Callable[[], None] = lambda: None
+    """Called between the client's handshake and the one with the server."""
 
     def __post_init__(self) -> None:
         self.results: list[SpliceResult] = []
+        self.by_seed: dict[int, SpliceResult] = {}
         self.errors: list[BaseException] = []
 
     async def __call__(self, client: Connection) -> None:
         try:
+            self.before_connect()
             server = await self.world.nic.connect(self.target, BACKEND)
             head = await client.readexactly(HEAD.size)
             seed, up, down = HEAD.unpack(head)
             server.write(head)
             share = min(self.after(seed), up + down)
             await self._relay_some(client, server, up, down, share)
-            self.results.append(await acceltcp.host.splice(client, server, hardware=self.hardware))
+            result = await acceltcp.host.splice(client, server, hardware=self.hardware)
+            self.results.append(result)
+            self.by_seed[seed] = result
         except BaseException as error:
             self.errors.append(error)
             raise
@@ -163,6 +170,47 @@ class Proxy:
         first = share * up // max(up + down, 1)
         ways: list[Awaitable[None]] = [one_way(client, server, first), one_way(server, client, min(share - first, down))]
         await asyncio.gather(*ways)
+
+
+ENDS = ("closed", "reset", "idle", "limit", "aborted")
+"""How splices end, as the NIC counts them (`splice_*`)."""
+
+
+class Ledger:
+    """What the NIC and the host hold for splices when it is made; `close` wants to find the same."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._counters = world.counters()
+        self._before = world.do(self._held)
+
+    def _held(self) -> dict[str, int]:
+        nic = self._world.nic
+        registers, endpoint, splices = nic.device.registers, nic.endpoint, nic.splices
+        assert splices is not None and endpoint.splices is not None
+        return {
+            "SPLICE.held": registers.SPLICE.held.get(), "FLOWS.held": registers.FLOWS.held.get(),
+            "live": nic.stats()["splice"]["live"], "posted": len(splices.posted), "sides": len(splices._sides),
+            "memory": splices.pool.used, "spliced tuples": len(endpoint.splices.keys), "to end": len(endpoint.splices.dirty),
+            "connections": len(endpoint.connections), "buffered": endpoint.buffered,
+        }  # fmt: skip
+
+    def counted(self) -> dict[str, int]:
+        """The NIC's counters of splices since then."""
+        after = self._world.counters()
+        return {
+            name.removeprefix("splice_"): value - self._counters[name] for name, value in after.items() if name.startswith("splice_")
+        }
+
+    def close(self, timeout: float = 30.0) -> dict[str, int]:
+        """Wait until everything is as it was; `counted`, of which each splice that was opened has ended once."""
+        deadline = time.monotonic() + timeout
+        while (now := self._world.do(self._held)) != self._before:
+            assert time.monotonic() < deadline, f"held {now}, before that {self._before}; {self.counted()}"
+            time.sleep(0.02)
+        counted = self.counted()
+        assert counted["opened"] == sum(counted[name] for name in ENDS), counted
+        return counted
 
 
 def many(jobs: list[tuple[int, int, int]], *, workers: int, address: str = NIC4) -> None:
@@ -192,4 +240,4 @@ def many(jobs: list[tuple[int, int, int]], *, workers: int, address: str = NIC4)
         raise failed[0]
 
 
-__all__ = ["BACKEND", "KERNEL6", "NIC6", "PROXY", "Backend", "Proxy", "many", "transfer"]
+__all__ = ["BACKEND", "ENDS", "PROXY", "Backend", "Ledger", "Proxy", "many", "receive", "transfer"]
