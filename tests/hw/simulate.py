@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from amaranth import ClockDomain, Module, Signal, Value
 from amaranth.back import rtlil
 from amaranth.lib import data
+from amaranth.lib.wiring import In
 from amaranth.sim import Simulator
 
 from hw.stream.beat import BeatLayout
 
-__all__ = ["Session", "WatchdogError", "always", "beats", "collect", "converts", "feed", "packets", "run", "sometimes"]
+__all__ = ["Session", "Shared", "WatchdogError", "always", "beats", "collect", "converts", "feed", "packets", "run", "sometimes"]
 
 
 class WatchdogError(AssertionError):
@@ -109,6 +111,115 @@ class Session:
             if self._cycles >= cycles:
                 raise WatchdogError(f"not finished after {cycles} cycles")
             self._sim.advance()
+
+
+class _Until:
+    """Awaits a coroutine, and closes it in the middle once `over()` is true."""
+
+    def __init__(self, coroutine, over: Callable[[], bool]) -> None:
+        self._coroutine, self._over = coroutine, over
+
+    def __await__(self):
+        try:
+            while not self._over():
+                try:
+                    trigger = self._coroutine.send(None)
+                except StopIteration:
+                    return
+                yield trigger
+        finally:
+            self._coroutine.close()
+
+
+class Shared:
+    """One simulation in which many tests run, each as with `run`: the component is reset before, and its inputs have their
+    initial values. Memories keep what they hold, as on a board, so the component must clear what it relies on.
+
+    make: makes the component. After a test that fails, the next one gets a new component: read `dut` anew in every test.
+    slots: testbenches and background testbenches of one test, at most.
+    """
+
+    def __init__(self, make: Callable[[], object], *, slots: int = 16) -> None:
+        self._make, self._slots = make, slots
+        self._dut = self._sim = None
+        self._jobs: list = []
+        self._next: list = []
+        self._round = self._left = self._cycles = 0
+
+    @property
+    def dut(self):
+        if self._dut is None:
+            self._dut = self._make()
+        return self._dut
+
+    def _start(self) -> None:
+        top = Module()
+        top.domains.sync = domain = ClockDomain()
+        top.submodules.dut = dut = self.dut
+        self._reset, self._wake = domain.rst, Signal()
+        self._inputs = []
+        for _, member, value in dut.signature.flatten(dut):
+            if member.flow == In and isinstance(signal := Value.cast(value), Signal):
+                self._inputs.append(signal)
+        self._sim = Simulator(top)
+        self._sim.add_clock(1e-6)
+        for number in range(self._slots):
+            self._sim.add_testbench(partial(self._slot, number=number), background=True)
+        self._sim.add_testbench(self._lead)
+
+    async def _slot(self, ctx, number: int) -> None:
+        while True:
+            if number < len(self._jobs) and (job := self._jobs[number]):
+                self._jobs[number] = None
+                await _Until(job(ctx), partial(self._is_over, self._round))
+            else:
+                await ctx.changed(self._wake)
+
+    def _is_over(self, number: int) -> bool:
+        return self._round != number
+
+    async def _lead(self, ctx) -> None:
+        """Reset, and time for what is left of the test before to end; then wake the next test's testbenches."""
+        while True:
+            now = self._round
+            ctx.set(self._reset, 1)
+            await ctx.tick()
+            await ctx.tick()
+            for signal in self._inputs:
+                ctx.set(signal, signal.init)
+            await ctx.tick()
+            ctx.set(self._reset, 0)
+            self._jobs = self._next
+            ctx.set(self._wake, ~ctx.get(self._wake) & 1)
+            while self._round == now:
+                await ctx.tick()
+                self._cycles += 1
+
+    def run(self, *testbenches, cycles: int = 10_000, background: Iterable = ()) -> None:
+        """As `run`."""
+
+        def counted(testbench):
+            async def wrapped(ctx):
+                await testbench(ctx)
+                self._left -= 1
+
+            return wrapped
+
+        self._next = [*background, *map(counted, testbenches)]
+        if len(self._next) > self._slots:
+            raise ValueError(f"{len(self._next)} testbenches, at most {self._slots} expected")
+        if self._sim is None:
+            self._start()
+        self._round += 1
+        self._left, self._cycles = len(testbenches), 0
+        try:
+            while self._left:
+                if self._cycles >= cycles:
+                    raise WatchdogError(f"not finished after {cycles} cycles")
+                self._sim.advance()
+        except BaseException:
+            self._dut = self._sim = None
+            raise
 
 
 def converts(component) -> None:

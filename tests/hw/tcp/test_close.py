@@ -28,7 +28,7 @@ from hw.table.records import Kind
 from hw.tcp.close import COMMANDS, Close
 from hw.tcp.flow import RttState
 from hw.tcp.frame_table import FrameEntry, TableRequest
-from tests.hw.simulate import always, collect, converts, feed, run, sometimes
+from tests.hw.simulate import Shared, always, collect, converts, feed, sometimes
 
 CONFIG = NicConfig(flows=512)
 SECRET = bytes(range(100, 116))
@@ -36,6 +36,7 @@ M32 = 0xFFFF_FFFF
 MAPPED = 0xFFFF << 32
 TABLE = 0x12_3456_7800
 QUEUE = 5
+SHARED = Shared(lambda: Close(CONFIG))
 
 
 class Hand:
@@ -115,7 +116,7 @@ class Bench:
     """
 
     def __init__(self, *hands: Hand, go=lambda name: always, table_latency: int = 5) -> None:
-        self.dut = Close(CONFIG)
+        self.dut = SHARED.dut
         self.hands, self.go, self.table_latency = hands, go, table_latency
         self.tables = {hand.fields["table"] >> 8: hand for hand in hands}
         self.free = list(range(100, 100 + len(hands)))
@@ -201,7 +202,7 @@ class Bench:
 
         takers = [partial(self._take, name=name) for name in ("installs", "events", "jobs")]
         parts = [self._read_tables, self._entries, self._free, self._insert, self._count, *takers]
-        run(self.dut, bench, background=parts, cycles=cycles)
+        SHARED.run(bench, background=parts, cycles=cycles)
         return self
 
     def events(self) -> list[tuple[int, int, int, int]]:

@@ -24,11 +24,14 @@ from hw.tcp.flow import FlowPacket
 from hw.tcp.flows import Flows
 from hw.tcp.setup import Setup
 from tests.hw.dma.memory import Memory, Traffic, serve_reads
-from tests.hw.simulate import collect, converts, feed, run
+from tests.hw.simulate import Shared, collect, converts, feed
 from tests.hw.tcp.test_close import MAPPED, QUEUE, SECRET, TABLE, Hand
 
 ACK, FIN, RST = TCPFlag.ACK, TCPFlag.FIN, TCPFlag.RST
 TIMES = {"time_wait": 30, "fin_wait_2": 60, "linger": 20, "max_rto": 4000}
+
+CONFIGS = {pipelined: NicConfig(flows=512, splices=0, pipelined_hash=pipelined) for pipelined in (False, True)}
+SHARED = {pipelined: Shared(partial(Flows, config)) for pipelined, config in CONFIGS.items()}
 
 
 def hand(number: int, payloads: tuple[int, ...] = (700, 30), **fields: int) -> Hand:
@@ -55,8 +58,8 @@ class Bench:
     """
 
     def __init__(self, *, pipelined: bool = False, latency: int = 30) -> None:
-        self.config = NicConfig(flows=512, splices=0, pipelined_hash=pipelined)
-        self.dut = Flows(self.config)
+        self.config, self.shared = CONFIGS[pipelined], SHARED[pipelined]
+        self.dut = self.shared.dut
         self.memory, self.traffic, self.latency = Memory(), Traffic(), latency
         self.log: list[tuple[Any, ...]] = []
         self.frames: Callable[[], bool] = lambda: True
@@ -182,8 +185,7 @@ class Bench:
             (dut.frames, self._note_frame, lambda: self.frames()),
         ]
         bus = {"port": dut.read, "memory": self.memory, "latency": self.latency, "traffic": self.traffic}
-        run(
-            dut,
+        self.shared.run(
             bench,
             cycles=cycles,
             background=[
