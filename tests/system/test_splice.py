@@ -41,7 +41,7 @@ def closed_in_order(counted: dict[str, int], count: int) -> None:
     """So many splices have ended, none by force. (A side that has closed and has forgotten the connection resets what comes
     twice: the NIC counts that one as reset, though nothing was lost.)"""
     assert counted["opened"] == counted["closed"] + counted["reset"] == count, counted
-    assert counted["reset"] <= count // 10, counted
+    assert counted["reset"] <= max(2, count // 4), counted
 
 
 @isolated
@@ -70,12 +70,12 @@ def test_every_byte() -> None:
 
 
 @isolated
-@pytest.mark.parametrize("wire", WIRES)
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "count, workers, size",
-    [(10, 5, 150_000), pytest.param(84, 84, 400_000, marks=pytest.mark.long)],
-    ids=["small", "long"],
+    "wire, family, count, workers, size",
+    [
+        *(("clean", "ipv4", 10, 5, 100_000), ("bad", "ipv6", 10, 5, 100_000), ("delayed", "ipv4", 10, 5, 100_000)),
+        *(pytest.param(w, f, 84, 84, 400_000, marks=pytest.mark.long) for w in WIRES for f in FAMILIES),
+    ],
 )
 def test_random_moments(wire: str, family: str, count: int, workers: int, size: int) -> None:
     """Many at once, both ways at once, handed over at random moments, before anything was relayed too."""
@@ -135,7 +135,7 @@ def test_two_hundred_at_once() -> None:
 
 
 @isolated
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.long)])
 def test_options(family: str) -> None:
     """Each mix of timestamps, SACK and window scaling on one side with each mix on the other one: spliced, unless only one has
     timestamps; that is counted."""

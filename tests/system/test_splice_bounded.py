@@ -175,11 +175,9 @@ def at_once(jobs: list[Callable[[], None]]) -> None:
 
 
 @isolated
-@pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize(
-    "sessions, requests",
-    [(3, 12), pytest.param(8, 60, marks=pytest.mark.long)],
-    ids=["small", "long"],
+    "wire, sessions, requests",
+    [("clean", 3, 12), *(pytest.param(wire, 8, 60, marks=pytest.mark.long) for wire in WIRES)],
 )
 def test_keep_alive(wire: str, sessions: int, requests: int) -> None:
     """Requests one by one, and several ahead (they come to the host and wait there): each gets its answer, byte for byte."""

@@ -156,11 +156,16 @@ def failure(joined: Joined) -> BaseException | None:
     return joined.result.exception(TRANSFER_S)
 
 
+THOROUGH = pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.long)])
+
+
 @isolated
-def test_half_close() -> None:
+@THOROUGH
+def test_half_close(thorough: bool) -> None:
     """Either side ends its data first, and reads on for as long as the other one likes; both at once."""
     with World(tcp=SETTINGS) as world:
-        for (address, target), first in ((family, first) for family in FAMILIES for first in (0, 1)):
+        firsts = [(family, first) for family in FAMILIES for first in (0, 1)] if thorough else list(zip(FAMILIES, (0, 1), strict=True))
+        for (address, target), first in firsts:
             with joining(world, address, target) as (make, ledger):
                 with make.pair() as joined:
                     ahead, behind = joined.ends[first], joined.ends[1 - first]
@@ -201,11 +206,14 @@ def test_half_close() -> None:
 
 
 @isolated
-def test_reset() -> None:
+@THOROUGH
+def test_reset(thorough: bool) -> None:
     """SO_LINGER 0 on either side, at rest and in the middle of transfers both ways, with and without a limit: the other side is reset,
     the proxy is told by whom."""
     with World(tcp=SETTINGS) as world:
         cases = [(by, busy, limit) for by in (0, 1) for busy in (False, True) for limit in (None, LIMIT)]
+        if not thorough:
+            cases = [case for case in cases if (case[0] == case[1]) == (case[2] is None)]
         for number, (by, busy, limit) in enumerate(cases):
             with joining(world, *FAMILIES[number % 2]) as (make, ledger):
                 with make.pair(limit) as joined:
@@ -229,6 +237,7 @@ def test_reset() -> None:
 
 
 @isolated
+@pytest.mark.long  # (the small form: the idle time-outs of tests/hw/core/cocotb_splice.py and tests/host/aio/test_splice.py)
 def test_idle() -> None:
     """Packets put the end off; without any both sides are reset."""
     idle = 8.0  # a busy machine may need seconds for a packet and its answer
