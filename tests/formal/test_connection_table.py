@@ -362,7 +362,7 @@ def any_time(proof):
     [
         SMALL,
         Sizes(index_bits=3, stash=2, ways=2, row_bits=1),
-        pytest.param(Sizes(index_bits=3, stash=3, ways=1, row_bits=2), marks=pytest.mark.slow),
+        pytest.param(Sizes(index_bits=3, stash=3, ways=1, row_bits=2), marks=pytest.mark.long),
     ],
     ids=["one-way", "two-ways", "four-rows"],
 )

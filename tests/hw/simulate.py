@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterable
 from functools import partial
 
+import pytest
 from amaranth import ClockDomain, Module, Signal, Value
 from amaranth.back import rtlil
 from amaranth.lib import data
@@ -18,7 +19,7 @@ from amaranth.sim import Simulator
 
 from hw.stream.beat import BeatLayout
 
-__all__ = ["Session", "Shared", "WatchdogError", "always", "beats", "collect", "converts", "feed", "packets", "run", "sometimes"]
+__all__ = ["Session", "Shared", "WatchdogError", "always", "beats", "collect", "converts", "feed", "packets", "run", "seeds", "sometimes"]
 
 
 class WatchdogError(AssertionError):
@@ -230,6 +231,11 @@ def converts(component) -> None:
     """
     values = (Value.cast(value) for _, _, value in component.signature.flatten(component))
     assert "module" in rtlil.convert(component, ports=[v for v in values if isinstance(v, Signal)])
+
+
+def seeds(count: int) -> list:
+    """Seeds of a random test, for `parametrize`: the first one in every run, all others with the marker `long`."""
+    return [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, count))]
 
 
 def always() -> bool:

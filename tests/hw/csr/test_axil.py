@@ -6,6 +6,7 @@ from amaranth.sim import Simulator
 
 from hw.csr.axil import AxiLiteSlave
 from tests.hw.csr.master import read, write
+from tests.hw.simulate import seeds
 
 
 async def memory(ctx, dut, model, latency, log, done):
@@ -56,7 +57,7 @@ def simulate(dut, testbench, model, latency=1, log=None):
     sim.run()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_random_accesses_match_a_memory(seed):
     rng = random.Random(seed)
     model: dict[int, int] = {}

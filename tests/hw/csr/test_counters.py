@@ -6,7 +6,7 @@ from amaranth import Value
 from acceltcp.abi.registers import COUNTERS
 from hw.config import NicConfig
 from hw.csr.counters import Counters, increments_layout
-from tests.hw.simulate import run
+from tests.hw.simulate import run, seeds
 
 
 async def snapshot(ctx, dut):
@@ -80,7 +80,7 @@ def test_nothing_is_lost_at_the_largest_strobe_in_every_cycle(ports):
     run(dut, testbench)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_random_strobes_against_a_model(seed):
     rng = random.Random(seed)
     dut = Counters(NicConfig())

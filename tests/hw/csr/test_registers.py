@@ -32,7 +32,7 @@ from hw.csr.counters import Counters
 from hw.csr.registers import RegisterFile
 from hw.csr.time import Clock, Secret
 from tests.hw.csr.master import read, write
-from tests.hw.simulate import run
+from tests.hw.simulate import run, seeds
 
 CONFIG = NicConfig(width=8, rx_buffer_beats=4096, tx_buffer_beats=4096, queues=4, listeners=16)
 
@@ -96,7 +96,9 @@ def test_identity():
         assert await fields("shape") == {"width": 8, "ports": 1, "queues": 4, "tick_us": 10}
         assert await fields("tables") == {"listeners": 16, "flows_log2": 12, "splices_log2": 10}
         assert await read(ctx, axil, IDENT.address("max_frame")) == CONFIG.max_frame
-        assert await read(ctx, axil, IDENT.address("features")) == Feature.SETUP | Feature.TEARDOWN | Feature.RSS
+        assert await read(ctx, axil, IDENT.address("features")) == (
+            Feature.SETUP | Feature.TEARDOWN | Feature.RSS | Feature.SPLICE
+        )
 
     bench(testbench)
 
@@ -189,7 +191,7 @@ def test_every_address_answers_and_only_registers_keep_anything(ports):
     bench(testbench, config=config)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_partial_writes_merge(seed):
     rng = random.Random(seed)
     registers = [

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import connect
 
 from acceltcp.abi.registers import TIME
 from hw.csr.time import Clock, Secret, SecretPort, TimePort
-from tests.hw.simulate import run
+from tests.hw.simulate import run, seeds
 
 K = [int.from_bytes(bytes([n] * 16), "little") for n in range(8)]
 
@@ -53,7 +53,7 @@ def test_ports_start_with_the_declared_reset_values():
     assert SecretPort().members["key"].shape == 128
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_clock_counts_ticks_steps_and_epochs(seed):
     rng = random.Random(seed)
     dut = Clock()

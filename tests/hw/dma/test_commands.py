@@ -20,7 +20,7 @@ from hw.config import NicConfig
 from hw.dma.commands import Commands
 from hw.dma.events import EventRequest
 from hw.dma.tx import TxCommand
-from tests.hw.simulate import always, collect, converts, feed, run, sometimes
+from tests.hw.simulate import always, collect, converts, feed, run, seeds, sometimes
 
 LISTEN = {
     "opcode": CommandOpcode.LISTEN, "address": 0x0100000A, "port": 80, "mss": 1460, "window": 65535, "wscale": 7,
@@ -46,7 +46,7 @@ def command(rng: random.Random) -> tuple[bytes, int, bool]:
     return bytes(octets), -1, True
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_random_commands(seed: int) -> None:
     rng = random.Random(seed)
     dut = Commands(NicConfig())

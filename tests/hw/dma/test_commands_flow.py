@@ -23,7 +23,7 @@ from hw.dma.commands import Commands
 from hw.dma.events import EventRequest
 from hw.dma.tx import TxCommand
 from hw.tcp.flow import FlowUpdate
-from tests.hw.simulate import always, collect, feed, run, sometimes
+from tests.hw.simulate import always, collect, feed, run, seeds, sometimes
 
 CONFIG = NicConfig(flows=512)
 UPDATE = {
@@ -131,7 +131,7 @@ def test_close_is_passed_on():
     run(dut, bench)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_mixed(seed):
     """NOP, CLOSE and FLOW_UPDATE in a random order, with pauses: each reaches its place once, in order."""
     rng = random.Random(seed)

@@ -11,7 +11,7 @@ from hw.dma.completions import RxComplete
 from hw.dma.events import EventRequest
 from hw.dma.ring import RingEntry
 from hw.dma.rx_allocate import RxRecord
-from tests.hw.simulate import always, collect, converts, feed, run, sometimes
+from tests.hw.simulate import always, collect, converts, feed, run, seeds, sometimes
 
 RECORD = data.Layout.cast(RxRecord)
 
@@ -60,7 +60,7 @@ def simulate(records, answers, *, slow=always, watch=()):
     return [(e.queue, e.index, RX_COMPLETION.from_int(e.entry)) for e in decoded], events, counts
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_random(seed):
     rng = random.Random(seed)
     records, answers, expected = [], [], []

@@ -12,10 +12,10 @@ from amaranth.lib import data
 from hw.dma.axi import ReadBeat
 from hw.dma.descriptor_buffer import POPS, DescriptorBuffer, Popped
 from hw.dma.descriptor_burst import Burst
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_store_and_pop(seed: int) -> None:
     queues, depth = 4, 16
     dut = DescriptorBuffer(queues, depth)

@@ -8,10 +8,10 @@ import random
 import pytest
 
 from hw.dma.descriptor_burst import BURST, BurstPlanner
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_bursts(seed: int) -> None:
     depth = 32
     dut = BurstPlanner(depth)

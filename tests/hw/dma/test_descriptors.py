@@ -14,7 +14,7 @@ from hw.config import NicConfig
 from hw.dma.descriptors import DescriptorFetch, Popped
 from tests.hw.dma.bus import disable_queue, enable_queue, ring_doorbell, set_ring
 from tests.hw.dma.memory import Memory, Traffic, serve_reads
-from tests.hw.simulate import always, converts, run, sometimes
+from tests.hw.simulate import always, converts, run, seeds, sometimes
 
 BASE = 0x12_3456_7000
 
@@ -158,7 +158,7 @@ def test_one_pop_per_cycle_at_latency_250() -> None:
     assert cycles[99] - cycles[0] == 99
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_random_queues_doorbells_and_stalls(seed: int) -> None:
     rng = random.Random(seed)
     queues = 4

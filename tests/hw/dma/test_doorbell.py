@@ -9,11 +9,11 @@ import pytest
 
 from hw.dma.doorbell import Doorbells
 from tests.hw.dma.bus import disable_queue, enable_queue, ring_doorbell, set_ring
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 
 
 @pytest.mark.parametrize("ring", ["tx", "rx_free"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_random_doorbells(ring: str, seed: int) -> None:
     queues = 4
     dut = Doorbells(queues, ring)

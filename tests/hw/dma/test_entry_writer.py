@@ -8,7 +8,7 @@ import pytest
 from hw.config import NicConfig
 from hw.dma.entry_writer import EntryWriter
 from hw.dma.ring import ENTRY_BYTES
-from tests.hw.simulate import converts, feed, run, sometimes
+from tests.hw.simulate import converts, feed, run, seeds, sometimes
 
 from .memory import Memory, Traffic, serve_writes
 from .rx_helpers import enable, strobes
@@ -17,7 +17,7 @@ CONFIG = NicConfig(queues=4, writes=16)
 
 
 @pytest.mark.parametrize("log2", [3, 5])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_entries_land_in_their_slots(log2, seed):
     rng = random.Random(seed)
     dut, memory, posted = EntryWriter(CONFIG, "event"), Memory(), []

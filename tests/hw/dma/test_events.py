@@ -9,7 +9,7 @@ from amaranth import Value
 from acceltcp.abi.messages import EVENT, EventType, Status
 from hw.config import NicConfig
 from hw.dma.events import DoorbellEvents, EventWriter
-from tests.hw.simulate import converts, feed, run, sometimes
+from tests.hw.simulate import converts, feed, run, seeds, sometimes
 
 from .memory import Memory, Traffic, serve_writes
 from .rx_helpers import count_into, enable, strobes, write
@@ -42,7 +42,7 @@ class Host:
                 raise AssertionError("the ring never ends")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_many_sources_many_queues(seed):
     rng = random.Random(seed)
     dut, memory, totals, posted = EventWriter(CONFIG, inputs=3), Memory(), {}, []

@@ -7,7 +7,7 @@ import pytest
 from acceltcp.abi.registers import QUEUE
 from hw.config import NicConfig
 from hw.dma.interrupts import Interrupts
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 
 from .rx_helpers import enable, write
 
@@ -142,7 +142,7 @@ def test_every_queue_fires_with_its_own_vector(queues):
     simulate(bench, queues=queues, go=lambda: rng.random() < 0.3)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_no_news_is_ever_missed(seed):
     """A host that arms, waits, reads everything and arms again sees all entries."""
     rng = random.Random(seed)

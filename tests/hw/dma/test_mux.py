@@ -9,7 +9,7 @@ from amaranth.lib import data
 
 from hw.dma.axi import ReadBeat, WriteBeat
 from hw.dma.mux import AxiMaster
-from tests.hw.simulate import always, converts, feed, run, sometimes
+from tests.hw.simulate import always, converts, feed, run, seeds, sometimes
 
 from .memory import Memory, Traffic, serve_axi_reads, serve_axi_writes
 from .rx_helpers import count_into
@@ -63,7 +63,7 @@ def write_beats(address, octets, strobes=None):
     ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_reads_random(seed):
     rng = random.Random(seed)
     dut, memory, totals = AxiMaster(3, 1), Memory(), {}

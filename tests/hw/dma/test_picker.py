@@ -8,7 +8,7 @@ import pytest
 from amaranth.sim import Simulator
 
 from hw.dma.picker import RoundPicker
-from tests.hw.simulate import converts
+from tests.hw.simulate import converts, seeds
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 16, 64])
@@ -34,7 +34,7 @@ def test_standing_requests_are_served_evenly(n: int) -> None:
     assert len(picks) >= 4 * len(requests) - 1
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_random_requests(seed: int) -> None:
     n = 20
     dut = RoundPicker(n)

@@ -7,7 +7,7 @@ import pytest
 from hw.config import NicConfig
 from hw.csr.bus import queue_word
 from hw.dma.ring import RefusedDoorbells, RingSlots
-from tests.hw.simulate import collect, converts, run, sometimes
+from tests.hw.simulate import collect, converts, run, seeds, sometimes
 
 from .rx_helpers import write
 
@@ -29,7 +29,7 @@ class Model:
         return self.produced - self.consumed + self.claims < self.size
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 @pytest.mark.parametrize("ring", ["rx_completion", "event"])
 def test_slots_follow_the_model(ring, seed):
     rng = random.Random(seed)

@@ -8,7 +8,7 @@ import pytest
 from acceltcp.abi.messages import EventType, Status
 from hw.config import NicConfig
 from hw.dma.rx import RxDma
-from tests.hw.simulate import converts, sometimes
+from tests.hw.simulate import converts, seeds, sometimes
 
 from .rx_helpers import write
 from .rx_system import Buffer, Packet, Queue, Rig, scattered
@@ -23,7 +23,7 @@ def config(**options):
 
 
 @pytest.mark.parametrize(
-    "width, ports, seed", [pytest.param(64, 1, 0, marks=pytest.mark.slow), (64, 2, 1), (32, 1, 2), pytest.param(8, 2, 3, marks=pytest.mark.slow)]
+    "width, ports, seed", [pytest.param(64, 1, 0, marks=pytest.mark.long), (64, 2, 1), (32, 1, 2), pytest.param(8, 2, 3, marks=pytest.mark.long)]
 )
 def test_random_packets_byte_for_byte(width, ports, seed):
     rng = random.Random(seed)
@@ -152,7 +152,7 @@ def test_descriptors_that_cannot_be_read():
     assert len(queue.events) == len(bad) == rig.count("rx_buffer_errors")
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", seeds(2))
 def test_small_rings_and_a_slow_host_drop_and_count(seed):
     """Rings of 8, a host that pauses: nothing is overwritten, and what is lost is counted."""
     rng = random.Random(seed)

@@ -11,7 +11,7 @@ from acceltcp.abi.messages import RX_COMPLETION, RX_FREE, Status
 from hw.config import NicConfig
 from hw.dma.descriptors import Popped
 from hw.dma.rx_allocate import RxAllocate, RxPlan, RxRecord
-from tests.hw.simulate import always, converts, feed, run, sometimes
+from tests.hw.simulate import always, converts, feed, run, seeds, sometimes
 
 from .rx_helpers import enable
 from .rx_system import Packet
@@ -99,7 +99,7 @@ def simulate(packets, buffers, *, log2=15, on=(0, 1, 2, 3), go=always, out_go=al
     return seen
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_random(seed):
     rng = random.Random(seed)
     packets = [

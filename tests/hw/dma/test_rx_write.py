@@ -9,7 +9,7 @@ from amaranth.lib import data
 from hw.config import NicConfig
 from hw.dma.rx_allocate import RxPlan
 from hw.dma.rx_write import RxWrite
-from tests.hw.simulate import always, beats, collect, converts, feed, run, sometimes
+from tests.hw.simulate import always, beats, collect, converts, feed, run, seeds, sometimes
 
 from .memory import Memory, Traffic, serve_writes
 
@@ -71,7 +71,7 @@ def simulate(jobs, *, packet_go=always, bus_go=always, latency=10, ports=1, answ
     return memory, traffic, answers
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_any_alignment_and_length(seed):
     rng = random.Random(seed)
     jobs, at = [], 0x3_0000_0000

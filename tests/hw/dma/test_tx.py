@@ -19,7 +19,7 @@ from hw.packet.meta import TxMeta
 from hw.stream.beat import BeatLayout
 from tests.hw.dma.bus import disable_queue, enable_queue, ring_doorbell, set_ring
 from tests.hw.dma.memory import Memory, Traffic, serve_reads
-from tests.hw.simulate import always, converts, feed, run, sometimes
+from tests.hw.simulate import always, converts, feed, run, seeds, sometimes
 
 RINGS = 0x9_0000_0000
 DATA = 0x5_4000_0000
@@ -203,7 +203,7 @@ def random_frames(bench: Bench, queue: int, count: int, rng: random.Random, long
     return frames
 
 
-@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), 1, 2])
+@pytest.mark.parametrize("seed", seeds(3))
 def test_random_frames_commands_and_errors(seed: int) -> None:
     rng = random.Random(seed)
     bench = Bench(TxDma(NicConfig(queues=4, descriptors=32)))
@@ -471,7 +471,7 @@ def random_finals(bench: Bench, count: int, rng: random.Random) -> list[Final]:
     return finals
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_final_frames_among_descriptors(seed: int) -> None:
     rng = random.Random(1000 + seed)
     config = NicConfig(queues=2, flows=512, descriptors=32)

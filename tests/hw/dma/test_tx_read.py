@@ -14,10 +14,10 @@ from hw.config import NicConfig
 from hw.dma.axi import ReadRequest
 from hw.dma.descriptors import Popped
 from hw.dma.tx_read import TxFrame, TxJob, TxRead
-from tests.hw.simulate import always, collect, converts, feed, run, sometimes
+from tests.hw.simulate import always, collect, converts, feed, run, seeds, sometimes
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_bursts_and_jobs(seed: int) -> None:
     rng = random.Random(seed)
     dut = TxRead(NicConfig(queues=4))

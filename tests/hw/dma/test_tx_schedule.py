@@ -10,7 +10,7 @@ from amaranth.sim import Simulator
 
 from hw.config import NicConfig
 from hw.dma.tx_schedule import TURN, TxSchedule
-from tests.hw.simulate import converts
+from tests.hw.simulate import converts, seeds
 
 
 def schedule(waiting: list[int], cycles: int, ready: float = 1.0, hold_at: int = 1 << 30, seed: int = 0):
@@ -58,7 +58,7 @@ def test_short_queues_get_half_rate_at_least() -> None:
     assert len(pops) - pops[::-1].index(15) <= 8 + 32
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_random(seed: int) -> None:
     rng = random.Random(seed)
     waiting = [rng.choice([0, 1, 3, 20]) for _ in range(8)]

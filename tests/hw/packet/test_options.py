@@ -9,7 +9,7 @@ from scapy.layers.inet import TCP
 from hw.packet.meta import TcpOptions
 from hw.packet.options import OptionsParser
 from tests.hw.packet.traffic import bad_options, good_options, option_reference, scapy_options
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 
 
 def simulate(lists, seed=0):
@@ -43,7 +43,7 @@ def compare(lists, results):
             assert {name: got[name] for name in want} == want, octets.hex()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_legal_lists(seed):
     rng = random.Random(seed)
     lists = [good_options(rng) for _ in range(300)]
@@ -53,7 +53,7 @@ def test_legal_lists(seed):
     compare(lists, simulate(lists))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_malformed_lists(seed):
     rng = random.Random(seed)
     lists = [bad_options(rng) for _ in range(200)]
@@ -61,7 +61,7 @@ def test_malformed_lists(seed):
     compare(lists, simulate(lists))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_noise(seed):
     """Bytes that are mostly plausible kinds and lengths, so that walks go far before they fail."""
     rng = random.Random(seed)

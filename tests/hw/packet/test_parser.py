@@ -12,7 +12,7 @@ from hw.packet.meta import RxMeta
 from hw.packet.parser import HeaderParser
 from hw.packet.window import WINDOW_BYTES
 from tests.hw.packet.traffic import GOOD, cases, reference, tcp_frame
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 
 
 def info_of(frame):
@@ -74,7 +74,7 @@ def compare(want, meta, frame):
             assert meta[name] == value, (name, meta[name], value, frame.hex())
 
 
-@pytest.mark.parametrize("seed", (0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_all_kinds(seed):
     check(cases(random.Random(seed), 150), seed)
 

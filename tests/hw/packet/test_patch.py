@@ -20,7 +20,7 @@ from hw.config import AXI_BYTES, NicConfig
 from hw.packet.meta import TxMeta
 from hw.packet.patch import METAS, TxPatcher
 from hw.packet.tx_checksum import TxChecksum
-from tests.hw.simulate import always, beats, collect, converts, feed, packets, run, sometimes
+from tests.hw.simulate import always, beats, collect, converts, feed, packets, run, seeds, sometimes
 
 PLACES = [(ipv6, vlan) for ipv6 in (False, True) for vlan in (False, True)]
 
@@ -132,7 +132,7 @@ def test_every_place_and_field(ipv6, vlan, wanted, timestamps):
     check(cases, seed=1)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_pauses(seed):
     """All streams pause; a frame is not mistaken for its neighbour."""
     rng = random.Random(seed)

@@ -12,7 +12,7 @@ from acceltcp.abi.toeplitz import RSS_INPUT_BYTES, RSS_KEY_PUBLISHED, Toeplitz
 from hw.packet.meta import RxMeta
 from hw.packet.rss import Rss, Steering
 from tests.hw.packet.rss_vectors import VECTORS
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 from tests.hw.tcp.harness import random_facts
 
 ALL = RssType.IPV4 | RssType.TCP_IPV4 | RssType.IPV6 | RssType.TCP_IPV6
@@ -127,7 +127,7 @@ def test_all_inputs_by_linearity(ipv6):
     assert len(packets) == (8 * RSS_INPUT_BYTES if ipv6 else 96) + 1
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_random(seed):
     """Every set of types, packets of every kind, a pipeline that is held, entries that change."""
     rng = random.Random(seed)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from hw.stream.fork import PacketFork
-from tests.hw.simulate import always, beats, collect, feed, packets, run, sometimes
+from tests.hw.simulate import always, beats, collect, feed, packets, run, seeds, sometimes
 
 HOST, FORWARD = 1, 2
 
@@ -36,7 +36,7 @@ def simulate(sent, width, pauses):
     return got, told
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 @pytest.mark.parametrize("width", (8, 64))
 def test_packets_reach_their_outputs(width, seed):
     rng = random.Random(seed)

@@ -3,11 +3,11 @@
 import pytest
 
 from hw.stream.merge import StreamMerge
-from tests.hw.simulate import always, collect, converts, feed, run, sometimes
+from tests.hw.simulate import always, collect, converts, feed, run, seeds, sometimes
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", seeds(2))
 @pytest.mark.parametrize("pauses", [False, True])
 def test_every_item_comes_out_once_and_in_order(n, seed, pauses):
     dut = StreamMerge(16, n)

@@ -9,7 +9,7 @@ from amaranth import Value
 from hw.stream.beat import BeatLayout
 from hw.stream.checker import checked
 from hw.stream.packet_buffer import PacketBuffer
-from tests.hw.simulate import always, beats, collect, converts, feed, packets, run, sometimes
+from tests.hw.simulate import always, beats, collect, converts, feed, packets, run, seeds, sometimes
 
 
 async def write(ctx, dut, width, frames, verdicts, go=always):
@@ -43,7 +43,7 @@ def make(seed, width, count):
 
 @pytest.mark.parametrize("width", (8, 32, 64))
 @pytest.mark.parametrize("pauses", (False, True))
-@pytest.mark.parametrize("seed", (1, 2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_keep_and_free(width, pauses, seed):
     """No overflow here: the writer waits while the buffer is half full."""
     rng = random.Random(seed)
@@ -190,7 +190,7 @@ def test_too_many_packets_and_no_room():
     run(dut, bench)
 
 
-@pytest.mark.parametrize("seed", (1, 2, 3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_random_overflow(seed):
     """Whatever is lost, the packets that were kept come out whole and in order."""
     width = 8

@@ -5,11 +5,11 @@ import random
 import pytest
 
 from hw.stream.tap import PacketTap
-from tests.hw.simulate import beats, collect, feed, packets, run, sometimes
+from tests.hw.simulate import beats, collect, feed, packets, run, seeds, sometimes
 
 
 @pytest.mark.parametrize("width", [8, 64])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", seeds(2))
 def test_counts_what_passes(width, seed):
     rng = random.Random(seed)
     sent = [rng.randbytes(rng.randrange(1, 4 * width)) for _ in range(20)]

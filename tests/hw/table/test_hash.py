@@ -9,7 +9,7 @@ from acceltcp.abi.flow import flow_digest
 from hw.config import NicConfig
 from hw.table.hash import ConnectionHash, ConnectionHashIterative
 from hw.table.records import ConnectionKey
-from tests.hw.simulate import always, collect, converts, feed, run, sometimes
+from tests.hw.simulate import always, collect, converts, feed, run, seeds, sometimes
 
 CONFIG = NicConfig(flows=1 << 18)
 MASK = (1 << CONFIG.table.digest_bits) - 1
@@ -39,7 +39,7 @@ def test_the_digest_is_cut_to_what_the_table_keeps():
     assert CONFIG.table.digest_bits == 123 == len(ConnectionHash(CONFIG).o)
 
 
-@pytest.mark.parametrize("seed", (1, 2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_one_key_per_cycle(seed):
     dut = ConnectionHash(CONFIG)
     assert dut.latency == 23

@@ -7,13 +7,13 @@ import pytest
 from acceltcp.abi.messages import Status
 from hw.config import TableSizes
 from hw.table.share import TableShare
-from tests.hw.simulate import run, sometimes
+from tests.hw.simulate import run, seeds, sometimes
 
 SIZES = TableSizes(6)
 USERS = 2
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_answers_reach_who_asked(seed):
     rng = random.Random(seed)
     dut = TableShare(SIZES, USERS)

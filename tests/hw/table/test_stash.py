@@ -8,7 +8,7 @@ import pytest
 from hw.config import TableSizes
 from hw.table.records import Kind
 from hw.table.stash import Stash
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 
 
 def sizes_of(stash):
@@ -23,7 +23,7 @@ def close_digests(sizes, rng):
 
 
 @pytest.mark.parametrize("stash", (2, 5, 16))
-@pytest.mark.parametrize("seed", (1, 2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_random_changes_and_look_ups(stash, seed):
     """A look-up and mostly a change in every cycle. What is asked for in cycle n is there from n + 2 on, and is
     what a look-up of cycle n + 1 finds in cycle n + 3."""

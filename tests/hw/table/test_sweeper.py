@@ -8,7 +8,7 @@ import pytest
 
 from hw.table.sweeper import GROUP, LAP_STEPS, Sweeper
 from hw.tcp.flow import FlowInstall
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 from tests.hw.tcp.flow_bench import FlowBench
 
 LATENCY = 5
@@ -370,7 +370,7 @@ def test_probe():
     bench.run(scenario)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_random(seed):
     """Each lap visits every record that is in use all the while, none twice; what is free is found in the end."""
     rng = random.Random(seed)

@@ -28,7 +28,7 @@ from hw.table.records import Kind
 from hw.tcp.close import COMMANDS, Close
 from hw.tcp.flow import RttState
 from hw.tcp.frame_table import FrameEntry, TableRequest
-from tests.hw.simulate import Shared, always, collect, converts, feed, sometimes
+from tests.hw.simulate import Shared, always, collect, converts, feed, seeds, sometimes
 
 CONFIG = NicConfig(flows=512)
 SECRET = bytes(range(100, 116))
@@ -389,7 +389,7 @@ def test_no_secret():
     check_refused(bench, Status.NO_SECRET)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_random_commands(seed):
     """Good and bad ones mixed, with pauses everywhere: exactly one event each, in order, and its consequences."""
     rng = random.Random(seed)

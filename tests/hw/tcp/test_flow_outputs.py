@@ -24,7 +24,7 @@ from hw.table.records import Kind
 from hw.tcp.flow import RttState, flow_layout
 from hw.tcp.flow_outputs import DELETES, EVENTS, FREE, FREE_LOW, JOBS, REPLIES, FlowOutputs
 from hw.tcp.flow_rules import Action, FlowAct, FlowOp, OpKind
-from tests.hw.simulate import always, run, sometimes
+from tests.hw.simulate import always, run, seeds, sometimes
 
 CONFIG = NicConfig(flows=512)
 LATENCY = 4
@@ -230,7 +230,7 @@ def ends(bench: Bench) -> Iterator[str]:
             yield ENDS[Status(op.act["status"])]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 def test_random_operations(seed):
     """Everything at once, an operation in nearly every cycle, queues taken now and then, `hold` coming and
     going: each queue gives what was put into it, in order; replies are each made from their own packet's."""

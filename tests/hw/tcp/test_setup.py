@@ -76,7 +76,7 @@ def random_batch(rng, ports, offers, count):
 
 
 @HASHES
-@pytest.mark.parametrize("ports, seed, pauses", (pytest.param(1, 1, False, marks=pytest.mark.slow), (2, 2, True)))
+@pytest.mark.parametrize("ports, seed, pauses", (pytest.param(1, 1, False, marks=pytest.mark.long), (2, 2, True)))
 def test_random_traffic(pipelined, ports, seed, pauses):
     bench = make(pipelined, ports=ports)
     rng = random.Random(seed)

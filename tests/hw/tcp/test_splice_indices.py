@@ -10,7 +10,7 @@ import pytest
 
 from hw.config import NicConfig
 from hw.tcp.splice_indices import LOOKUP_CYCLES, SpliceIndices
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 
 CONFIG = NicConfig(flows=512, splices=16, packets=32, ports=2, width=8, pipelined_hash=False)
 
@@ -35,7 +35,7 @@ class Driver:
         return got
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_thousands(monkeypatch, seed):
     monkeypatch.setattr("hw.tcp.splice_indices.LOOKUP_CYCLES", 20)
     rng = random.Random(seed)

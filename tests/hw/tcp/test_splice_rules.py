@@ -13,7 +13,7 @@ from acceltcp.abi.messages import Status, Verdict
 from acceltcp.abi.wire import TCPFlag
 from hw.tcp.splice_records import PairState, SplicePair
 from hw.tcp.splice_rules import OpKind, SpliceOp, SpliceRules
-from tests.hw.simulate import converts, run
+from tests.hw.simulate import converts, run, seeds
 from tests.hw.tcp.splice_bench import side_message
 from tests.hw.tcp.splice_engine_model import Pair, Segment, ahead
 
@@ -123,7 +123,7 @@ def flags_of(segment: Segment) -> dict[str, int]:
     return {name: int(segment.has(flag)) for name, flag in names.items()}
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_packets(seed):
     rng = random.Random(seed)
     dut = SpliceRules()

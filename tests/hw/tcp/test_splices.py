@@ -8,7 +8,7 @@ import random
 import pytest
 
 from acceltcp.abi.wire import TCPFlag
-from tests.hw.simulate import sometimes
+from tests.hw.simulate import seeds, sometimes
 from tests.hw.tcp.splice_bench import Packet, SpliceBench, side_message
 from tests.hw.tcp.splice_engine_model import Segment
 
@@ -47,7 +47,7 @@ def segment_of(rng: random.Random, pair, side: int) -> Segment:
     return Segment(seq & M32, ack & M32, flags, payload & 0xFFFF, None if tsval is None else tsval & M32)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_random(monkeypatch, seed):
     """A few pairs that begin and end all the time, packets in (nearly) every cycle, against the model."""
     rng = random.Random(seed)

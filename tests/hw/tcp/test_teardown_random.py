@@ -26,7 +26,7 @@ from hw.dma.events import EventRequest
 from hw.packet.meta import Reply, ReplyKind
 from hw.tcp.flow import FlowInstall, FlowJob, FlowPacket, FlowSent, FlowUpdate
 from hw.tcp.teardown import Teardown
-from tests.hw.simulate import always, run, sometimes
+from tests.hw.simulate import always, run, seeds, sometimes
 from tests.hw.tcp.teardown_model import NONE, OPEN, TIMING, Flow, Registers, Segment, TeardownModel
 
 CONFIG = NicConfig(flows=512, width=8, queues=4, ports=2, pipelined_hash=False)
@@ -483,7 +483,7 @@ def play(operations, seed):
     return rig
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_long(seed):
     rng = random.Random(seed)
     play([(rng.choice(OPERATIONS), rng.getrandbits(32)) for _ in range(150)], seed)
@@ -508,7 +508,7 @@ def peer_closes(flow):
     return Segment(flow.rcv_nxt, flow.snd_end, ACK | fin, 0, 100, tsval)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(2))
 def test_back_pressure(seed):
     """Slow readers of events, jobs and replies: nothing is told twice or lost, but replies may be."""
     rig = Rig(seed)

@@ -16,7 +16,7 @@ from hw.dma.tx import TxFrame, TxFrameDone
 from hw.tcp.flow import FlowJob, FlowSent
 from hw.tcp.frame_table import FrameEntry, TableRequest
 from hw.tcp.transmit import JOBS, FlowTransmit
-from tests.hw.simulate import always, collect, converts, feed, run, sometimes
+from tests.hw.simulate import always, collect, converts, feed, run, seeds, sometimes
 
 CONFIG = NicConfig(flows=512)
 M32 = 0xFFFF_FFFF
@@ -181,7 +181,7 @@ class Bench:
         run(self.dut, *sources, *parts, cycles=20_000, background=background)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(5))
 def test_random_jobs(seed):
     rng = random.Random(seed)
     jobs = [make_job(rng, number) for number in range(60)]
