@@ -50,7 +50,7 @@ async def statuses(dut):
         (v6.command(unlisten, mss=0, queue=255), Status.OK),  # only the key is looked at
         (v6.command(unlisten), Status.NOT_FOUND),
         (exact.command(unlisten), Status.OK),
-        ({"opcode": 6}, Status.BAD_OPCODE),
+        ({"opcode": max(CommandOpcode) + 1}, Status.BAD_OPCODE),
         ({"opcode": 255}, Status.BAD_OPCODE),
     ]
     for number, (command, status) in enumerate(script):

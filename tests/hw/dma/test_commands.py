@@ -38,7 +38,7 @@ def command(rng: random.Random) -> tuple[bytes, int, bool]:
         dirty[rng.choice([1, 2, 3, 8, 40, 63])] |= 1 << rng.randrange(8)
         return bytes(dirty), Status.BAD_ARGUMENT, False
     if kind == 2:
-        return COMMAND.pack(opcode=rng.randrange(6, 256), tag=tag, body=rng.getrandbits(448)), Status.BAD_OPCODE, False
+        return COMMAND.pack(opcode=rng.randrange(max(CommandOpcode) + 1, 256), tag=tag, body=rng.getrandbits(448)), Status.BAD_OPCODE, False
     octets = bytearray(LISTEN_COMMAND.pack(**{**LISTEN, "opcode": rng.choice([1, 2, 3]), "tag": tag}))
     if kind == 3:
         octets[rng.choice([1, 2, 3, 33, 50, 63])] |= 1 << rng.randrange(8)
