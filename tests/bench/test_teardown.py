@@ -6,7 +6,7 @@ from bench import teardown
 from hw.config import NicConfig
 
 SMALL = NicConfig(
-    queues=4, listeners=8, flows=512, rx_buffer_beats=128, tx_buffer_beats=128, packets=128, max_frame=1514, read_beats=512
+    queues=4, listeners=8, flows=512, splices=0, rx_buffer_beats=128, tx_buffer_beats=128, packets=128, max_frame=1514, read_beats=512
 )  # fmt: skip
 OF_THE_U50 = "teardown.concurrent_flows_u50"
 

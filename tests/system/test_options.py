@@ -77,7 +77,7 @@ def one(
 @isolated
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [200_000, pytest.param(1_000_000, marks=pytest.mark.long)])
-@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize("family", ["ipv4", pytest.param("ipv6", marks=pytest.mark.long)])
 def test_every_mix(family: str, size: int) -> None:
     address = NIC[family]
     with World(mtu=9000) as world:

@@ -30,7 +30,7 @@ def whole_plan(size: int) -> list[tuple[int, int]]:
 
 @isolated
 @pytest.mark.slow
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", ["clean", "bad", pytest.param("delayed", marks=pytest.mark.long)])
 @pytest.mark.parametrize("size", SIZES)
 def test_kernel_opens(wire: str, size: int) -> None:
     """Every size, each way and both ways at once; with setup and teardown in the NIC, and with all in the host."""
@@ -49,7 +49,7 @@ def test_kernel_opens(wire: str, size: int) -> None:
 
 @isolated
 @pytest.mark.slow
-@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("wire", ["clean", "bad", pytest.param("delayed", marks=pytest.mark.long)])
 @pytest.mark.parametrize("size", SIZES)
 def test_we_open(wire: str, size: int) -> None:
     """The host opens; the kernel serves."""
