@@ -165,8 +165,8 @@ def test_route():
         (lambda: Upsizer(2, 4), 4),
         (lambda: Downsizer(2, 2), 2),
         (lambda: Downsizer(4, 2), 4),
-        pytest.param(lambda: Upsizer(2, 8), 8, marks=pytest.mark.slow),
-        pytest.param(lambda: Downsizer(8, 2), 8, marks=pytest.mark.slow),
+        pytest.param(lambda: Upsizer(2, 8), 8, marks=pytest.mark.long),
+        pytest.param(lambda: Downsizer(8, 2), 8, marks=pytest.mark.long),
     ],
     ids=["up-2-2", "up-2-4", "down-2-2", "down-4-2", "up-2-8", "down-8-2"],
 )
