@@ -156,10 +156,11 @@ def failure(joined: Joined) -> BaseException | None:
     return joined.result.exception(TRANSFER_S)
 
 
-THOROUGH = pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.long)])
+THOROUGH = pytest.mark.parametrize("thorough", [False, True])
 
 
 @isolated
+@pytest.mark.long
 @THOROUGH
 def test_half_close(thorough: bool) -> None:
     """Either side ends its data first, and reads on for as long as the other one likes; both at once."""
@@ -206,6 +207,7 @@ def test_half_close(thorough: bool) -> None:
 
 
 @isolated
+@pytest.mark.long
 @THOROUGH
 def test_reset(thorough: bool) -> None:
     """SO_LINGER 0 on either side, at rest and in the middle of transfers both ways, with and without a limit: the other side is reset,
