@@ -82,7 +82,7 @@ def running(text: str, port: int) -> Iterator[None]:
 def test_there_are_two_programs_of_ten_lines():
     echo, proxy = programs()
     assert "start_server(echo" in echo and statements(echo) <= 10
-    assert "relay(" in proxy and statements(proxy) <= 10
+    assert "splice(" in proxy and statements(proxy) <= 10
 
 
 @isolated
