@@ -16,7 +16,7 @@ from .test_options import offer
 from .test_transfer import WIRES
 from .world import KERNEL4, KERNEL6, MAC, NIC4, NIC6, World, folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 FAMILIES = {"ipv4": (NIC4, KERNEL4), "ipv6": (NIC6, KERNEL6)}
 """Where the client connects to, and the proxy."""

@@ -20,7 +20,7 @@ from .splicing import BACKEND, PROXY, TIMEOUT_S, Ledger, receive, stream
 from .test_transfer import WIRES
 from .world import KERNEL4, KERNEL6, NIC4, NIC6, World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 REQUEST = struct.Struct("!BQII")
 """Number of the back end, seed, bytes of the body that follows, bytes of the answer."""

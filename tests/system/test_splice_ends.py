@@ -25,7 +25,7 @@ from .namespace import isolated
 from .splicing import BACKEND, PROXY, Ledger, receive
 from .world import KERNEL4, KERNEL6, NIC4, NIC6, TRANSFER_S, World, connect, read_all, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 FAMILIES = ((NIC4, KERNEL4), (NIC6, KERNEL6))
 SETTINGS = TcpSettings(time_wait=0.3, linger=0.3)
