@@ -15,7 +15,7 @@ from acceltcp.abi.messages import (
     Status,
     TxOpcode,
 )
-from acceltcp.abi.registers import FLOWS, QUEUE
+from acceltcp.abi.registers import QUEUE
 from acceltcp.abi.wire import ETHERNET, IPV4, TCP, EtherType, IPProtocol, TCPFlag
 from sim.device import Shell
 
@@ -44,16 +44,7 @@ class FlowRig(Rig):
     def __init__(self, shell: Shell, count: int) -> None:
         super().__init__(shell, memory=(8 << 20) + count * _SLOT + BATCH * COMMAND.size)
         self.count = count
-        for word in range(4):
-            self.write(FLOWS, f"word{word}", 0x89ABCDEF * (word + 3) & 0xFFFF_FFFF)
-        self.write(FLOWS, "commit", 1)
-        ready = FLOWS["status"].encode(secret_valid=1, ready=1)
-        for _ in range(100):
-            shell.run(1 << 20)
-            if shell.read(FLOWS.address("status")) == ready:
-                break
-        else:
-            raise RuntimeError("the tables were not cleared")
+        self.ready_tables()
         self._commands = self._allocate(BATCH * COMMAND.size)
         self._slots = self._allocate(count * _SLOT + FRAME_TABLE_ALIGN) + FRAME_TABLE_ALIGN - 1 & -FRAME_TABLE_ALIGN
         self.length = ETHERNET.size + IPV4.size + TCP.size + len(PAYLOAD)

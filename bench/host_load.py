@@ -6,16 +6,15 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import select
 import socket
 import sys
 import threading
-import time
-from collections.abc import Callable
 
 from sim.stage import HOST4, NIC4
+
+from .obeying import obey
 
 __all__ = ["REQUEST", "UPLOAD", "main", "response_of", "transactions"]
 
@@ -180,19 +179,7 @@ def main() -> int:
     """Commands in, answers out; the exit status."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     load = _Load()
-    commands: dict[str, Callable[..., None]] = {
-        each.__name__: each for each in (load.short, load.uploads, load.hold, load.release, load.backend)
-    }
-    try:
-        for line in sys.stdin:
-            command = json.loads(line)
-            started = time.monotonic()
-            commands[command.pop("do")](**command)
-            print(json.dumps({"seconds": time.monotonic() - started}), flush=True)
-    except (RuntimeError, OSError) as error:
-        print(f"bench.host_load: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return obey("bench.host_load", load.short, load.uploads, load.hold, load.release, load.backend)
 
 
 if __name__ == "__main__":

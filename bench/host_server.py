@@ -18,17 +18,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import acceltcp.host
 from acceltcp.host import Connection, Nic
 from acceltcp.host.listening import ListeningPort, ListenOptions
-from acceltcp.host.tcp import TcpConnection, TcpSettings
+from acceltcp.host.tcp import TcpConnection
 
 from .host_configs import Config
 from .host_load import REQUEST, UPLOAD, response_of
+from .serving import answer, open_nic, server_arguments
 
 __all__ = ["BACKEND", "HOLD", "KEEP", "LARGE", "PORTS", "RELAY", "SMALL", "UPLOADS", "Answerer", "main"]
 
@@ -40,8 +40,6 @@ HOLD, KEEP, UPLOADS, RELAY = 8003, 8004, 8005, 8006
 """Ports: takes connections and never answers; answers `SMALL` and keeps the connection; takes `UPLOAD` bytes, answers and closes;
 relays to port `BACKEND` of the kernel."""
 BACKEND = 9000
-_TIME_WAIT_S = 0.25
-"""TIME_WAIT in the host or the NIC: short, so that a round ends soon; no tuple is used twice within one."""
 
 
 class Answerer:
@@ -188,42 +186,18 @@ class _Rig:
             Answerer(tcp, response).received(view)
         return {"cpu": (time.process_time() - started) / count}
 
-    async def run(self) -> None:
-        """Commands in, answers out."""
-        reader = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        print(json.dumps({}), flush=True)
-        while line := await reader.readline():
-            command = json.loads(line)
-            what = command.pop("do")
-            if what == "settle":
-                answer = await self.settle(**command)
-            else:
-                commands: dict[str, Callable[..., dict[str, Any]]] = {"mark": self.mark, "application": self.application}
-                answer = commands[what](**command)
-            print(json.dumps(answer), flush=True)
-
 
 async def _serve(arguments: argparse.Namespace) -> None:
     switches = Config(**json.loads(arguments.config))
-    settings = TcpSettings(time_wait=_TIME_WAIT_S, linger=_TIME_WAIT_S, **switches.tcp)
-    async with acceltcp.host.open(
-        arguments.device, arguments.address, mac=arguments.mac, tcp=settings, queue={"interval": arguments.interval},
-        setup=switches.setup, teardown=switches.teardown,
-    ) as nic:  # fmt: skip
+    async with open_nic(arguments, switches) as nic:
         rig = _Rig(nic, switches)
         await rig.listen()
-        await rig.run()
+        await answer({"mark": rig.mark, "settle": rig.settle, "application": rig.application})
 
 
 def main() -> int:
     """Serve until standard input ends."""
-    parser = argparse.ArgumentParser(prog="python -m bench.host_server")
-    parser.add_argument("--device", required=True)
-    parser.add_argument("--mac")
-    parser.add_argument("--address", action="append", required=True)
-    parser.add_argument("--interval", type=int, default=0, help="ticks between two interrupts")
-    parser.add_argument("--config", required=True, help="JSON of a `Config`")
+    parser = server_arguments("python -m bench.host_server")
     parser.add_argument("--profile", metavar="FILE", help="write cProfile's statistics there")
     arguments = parser.parse_args()
     if arguments.profile:

@@ -25,7 +25,7 @@ from acceltcp.abi.messages import (
     Status,
     TxOpcode,
 )
-from acceltcp.abi.registers import CONTROL, COUNTER_BASE, COUNTERS, PORT, QUEUE, SECRET, Block
+from acceltcp.abi.registers import CONTROL, COUNTER_BASE, COUNTERS, FLOWS, PORT, QUEUE, SECRET, Block
 from sim.device import Shell, Stop
 
 __all__ = ["ADDRESS", "CLIENT_MAC", "MAC", "PORT_NUMBER", "Rig"]
@@ -97,6 +97,18 @@ class Rig:
     def write(self, block: Block, name: str, value: int) -> None:
         """Write a register (instance 0 of its block)."""
         self.shell.write(block.address(name), value)
+
+    def ready_tables(self) -> None:
+        """Set the secret of the connection table, and wait until the tables are cleared."""
+        for word in range(4):
+            self.write(FLOWS, f"word{word}", 0x89ABCDEF * (word + 3) & 0xFFFF_FFFF)
+        self.write(FLOWS, "commit", 1)
+        ready = FLOWS["status"].encode(secret_valid=1, ready=1)
+        for _ in range(100):
+            self.shell.run(1 << 20)
+            if self.shell.read(FLOWS.address("status")) == ready:
+                return
+        raise RuntimeError("the tables were not cleared")
 
     def listen(self, flags: int) -> None:
         """Set the listener up by command, and see it accepted."""

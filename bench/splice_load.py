@@ -6,18 +6,17 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import struct
 import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import cache
 
 from sim.stage import HOST4, NIC4
 
 from .host_load import PATIENCE_S, response_of
+from .obeying import obey
 
 __all__ = ["REQUEST", "Load", "fetch", "main", "request", "serve"]
 
@@ -143,17 +142,7 @@ class Load:
 def main() -> int:
     """Commands in, answers out; the exit status."""
     load = Load()
-    commands: dict[str, Callable[..., None]] = {each.__name__: each for each in (load.backend, load.open, load.close, load.keep, load.once)}
-    try:
-        for line in sys.stdin:
-            command = json.loads(line)
-            started = time.monotonic()
-            commands[command.pop("do")](**command)
-            print(json.dumps({"seconds": time.monotonic() - started}), flush=True)
-    except (RuntimeError, OSError) as error:
-        print(f"bench.splice_load: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return obey("bench.splice_load", load.backend, load.open, load.close, load.keep, load.once)
 
 
 if __name__ == "__main__":

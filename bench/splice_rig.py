@@ -17,7 +17,7 @@ from acceltcp.abi.messages import (
     Status,
     TxOpcode,
 )
-from acceltcp.abi.registers import FLOWS, QUEUE
+from acceltcp.abi.registers import QUEUE
 from acceltcp.abi.wire import ETHERNET, IPV4, TCP, EtherType, IPProtocol, TCPFlag
 from sim.device import LogKind, Shell
 
@@ -139,16 +139,7 @@ class SpliceRig(Rig):
 
     def __init__(self, shell: Shell) -> None:
         super().__init__(shell)
-        for word in range(4):
-            self.write(FLOWS, f"word{word}", 0x89ABCDEF * (word + 3) & 0xFFFF_FFFF)
-        self.write(FLOWS, "commit", 1)
-        ready = FLOWS["status"].encode(secret_valid=1, ready=1)
-        for _ in range(100):
-            shell.run(1 << 20)
-            if shell.read(FLOWS.address("status")) == ready:
-                break
-        else:
-            raise RuntimeError("the tables were not cleared")
+        self.ready_tables()
         self._order = self._allocate(COMMAND.size)
         self._table = self._allocate(2 * SPLICE_SIDE.size + FRAME_TABLE_ALIGN) + FRAME_TABLE_ALIGN - 1 & -FRAME_TABLE_ALIGN
 

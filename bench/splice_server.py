@@ -15,24 +15,20 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import acceltcp.host
 from acceltcp.host import Connection, Nic, splice
-from acceltcp.host.tcp import TcpSettings
 from sim.stage import HOST4
 
 from .host_configs import Config
+from .serving import answer, open_nic, server_arguments
 from .splice_load import REQUEST
 
 __all__ = ["BACKEND", "MODES", "Mode", "main"]
 
 BACKEND = 9000
 _END_OF_HEAD = b"\r\n\r\n"
-_TIME_WAIT_S = 0.25
-"""As in `bench.host_server`."""
 
 
 @dataclass(frozen=True)
@@ -122,39 +118,18 @@ class _Proxy:
                 await asyncio.wait_for(self._enough.wait(), seconds)
         return self.mark()
 
-    async def run(self) -> None:
-        """Commands in, answers out."""
-        reader = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        print(json.dumps({}), flush=True)
-        while line := await reader.readline():
-            command = json.loads(line)
-            what = command.pop("do")
-            waits: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {"settle": self.settle, "joined": self.joined}
-            answer = await waits[what](**command) if what in waits else self.mark()
-            print(json.dumps(answer), flush=True)
-
 
 async def _run(arguments: argparse.Namespace) -> None:
     switches = Config(**json.loads(arguments.config))
-    settings = TcpSettings(time_wait=_TIME_WAIT_S, linger=_TIME_WAIT_S, **switches.tcp)
-    async with acceltcp.host.open(
-        arguments.device, arguments.address, mac=arguments.mac, tcp=settings, queue={"interval": arguments.interval},
-        setup=switches.setup, teardown=switches.teardown,
-    ) as nic:  # fmt: skip
+    async with open_nic(arguments, switches) as nic:
         proxy = _Proxy(nic)
         await proxy.listen()
-        await proxy.run()
+        await answer({"mark": proxy.mark, "settle": proxy.settle, "joined": proxy.joined})
 
 
 def main() -> int:
     """Serve until standard input ends."""
-    parser = argparse.ArgumentParser(prog="python -m bench.splice_server")
-    parser.add_argument("--device", required=True)
-    parser.add_argument("--mac")
-    parser.add_argument("--address", action="append", required=True)
-    parser.add_argument("--interval", type=int, default=0, help="ticks between two interrupts")
-    parser.add_argument("--config", required=True, help="JSON of a `Config`")
+    parser = server_arguments("python -m bench.splice_server")
     asyncio.run(_run(parser.parse_args()))
     return 0
 

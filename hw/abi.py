@@ -9,14 +9,42 @@ nowhere else.
 from amaranth import *
 from amaranth.lib import data
 
+from acceltcp.abi.cookie import IPV4_MAPPED_PREFIX
 from acceltcp.abi.fields import Header, Message
 
-__all__ = ["message_layout", "wire_bytes", "wire_field"]
+__all__ = ["address_of", "flag_of", "message_layout", "not_ipv4", "number_of", "reserved_of", "wire_bytes", "wire_field"]
 
 
 def message_layout(message: Message) -> data.StructLayout:
     """Layout of a message; every field is an unsigned number."""
     return data.StructLayout({field.name: field.bits for field in message.fields})
+
+
+def flag_of(flags, flag):
+    """One bit of a field of flags; `flag` is a member of its `IntFlag`."""
+    return flags[int(flag).bit_length() - 1]
+
+
+def reserved_of(view, message: Message):
+    """All reserved bits of a message: they must be zero."""
+    return Cat(view[field.name] for field in message.fields if field.reserved)
+
+
+def number_of(field, first, last):
+    """Bytes `first` to `last` (not included) of a field as they lie in memory, the first one most significant."""
+    return Cat(field[8 * at : 8 * at + 8] for at in range(last - 1, first - 1, -1))
+
+
+def address_of(field, ipv6):
+    """An address in a message as tables keep it: first byte most significant, IPv4 as ::ffff:a.b.c.d."""
+    number = number_of(field, 0, 16)
+    return Mux(ipv6, number, Cat(number[:32], C(IPV4_MAPPED_PREFIX >> 32, 96)))
+
+
+def not_ipv4(field):
+    """Whether more than an IPv4 address stands in the field: its last bytes matter, and before them may be ::ffff: only."""
+    upper = number_of(field, 0, 12)
+    return (upper != 0) & (upper != IPV4_MAPPED_PREFIX >> 32)
 
 
 def wire_field(header: Header, name: str, octets, offset=0):

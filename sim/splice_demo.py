@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import signal
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .stage import HOST4, MAC, NIC4, PORT, START_S, TAP, StageError, stats
+from .stage import HOST4, MAC, NIC4, PORT, TAP, StageError, end, served, stats
 
 __all__ = ["FILE_BYTES", "Download", "backends", "balancer", "download"]
 
@@ -34,15 +33,15 @@ def _run(*command: str) -> None:
         raise StageError(f"`{' '.join(command)}` ended with status {out.returncode}: {out.stderr.strip()}")
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.send_signal(signal.SIGINT)
-    for process in processes:
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _namespace_of(process: subprocess.Popen[bytes]) -> Path:
+    """The network namespace that a process is about to enter, when it has."""
+    ours, theirs = Path("/proc/self/ns/net"), Path(f"/proc/{process.pid}/ns/net")
+    deadline = time.monotonic() + _START_S
+    while theirs.readlink() == ours.readlink():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise StageError("a network namespace for the back ends could not be made with `unshare --net`")
+        time.sleep(0.02)
+    return theirs
 
 
 def _payload(number: int) -> bytes:
@@ -58,8 +57,7 @@ def backends(folder: Path) -> Iterator[set[str]]:
     try:
         holder = subprocess.Popen(["unshare", "--net", "--kill-child", "sleep", "infinity"])
         processes.append(holder)
-        inside = ["nsenter", f"--net=/proc/{holder.pid}/ns/net"]
-        time.sleep(0.2)  # unshare has done so, then
+        inside = ["nsenter", f"--net={_namespace_of(holder)}"]
         _run("ip", "link", "set", "lo", "up")
         _run("ip", "link", "add", _BRIDGE, "type", "bridge")
         _run("ip", "address", "add", f"{HOST4}/24", "dev", _BRIDGE)
@@ -81,7 +79,7 @@ def backends(folder: Path) -> Iterator[set[str]]:
             processes.append(subprocess.Popen([*inside, sys.executable, *command], stdout=log, stderr=log))
         yield digests
     finally:
-        _end(processes)
+        end(*processes)
         for name in (_BRIDGE, _NEAR):
             subprocess.run(["ip", "link", "delete", name], capture_output=True)
 
@@ -90,7 +88,6 @@ def backends(folder: Path) -> Iterator[set[str]]:
 def balancer(folder: Path, device: str, *, splice: bool, waiting: Callable[[float, str], None]) -> Iterator[Path]:
     """`acceltcp lb` on a simulated NIC in front of the `backends`; its control socket's path."""
     control, log = folder / "lb.sock", folder / "lb.log"
-    control.unlink(missing_ok=True)
     config = folder / "lb.toml"
     entries = "".join(f'[[backends]]\nhost = "{address}"\nport = {port}\n' for address, port in _BACKENDS)
     config.write_text(f"splice = {str(splice).lower()}\n[listen]\nport = {PORT}\n{entries}")
@@ -98,24 +95,9 @@ def balancer(folder: Path, device: str, *, splice: bool, waiting: Callable[[floa
         sys.executable, "-m", "acceltcp", "lb", "--config", str(config), "--device", f"sim:?tap={TAP}&{device}", "--mac", MAC,
         "--address", f"{NIC4}/24", "--tap-address", "none", "--control", str(control),
     ]  # fmt: skip
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        started = time.monotonic()
-        while not control.exists():
-            if process.poll() is not None:
-                raise StageError(f"the load balancer ended with status {process.returncode}:\n{log.read_text()}")
-            if time.monotonic() - started > START_S:
-                raise StageError(f"the load balancer did not come up in {START_S // 60} minutes:\n{log.read_text()}")
-            last = log.read_text().strip().splitlines()[-1:]
-            waiting(time.monotonic() - started, last[0] if last else "")
-            time.sleep(0.2)
+    with served(command, "the load balancer", control, log, waiting):
         _run("ip", "link", "set", TAP, "master", _BRIDGE, "up")
         yield control
-        if process.poll() is not None:
-            raise StageError(f"the load balancer ended early with status {process.returncode}:\n{log.read_text()}")
-    finally:
-        _end([process])
 
 
 @dataclass(frozen=True)

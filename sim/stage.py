@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["HOST4", "HOST6", "MAC", "NIC4", "NIC6", "PORT", "TAP", "StageError", "inside", "reexec", "stats", "web_server"]
+__all__ = [
+    "HOST4", "HOST6", "MAC", "NIC4", "NIC6", "PORT", "TAP", "StageError", "end", "inside", "reexec", "served", "stats", "web_server",
+]  # fmt: skip
 
 _INSIDE = "ACCELTCP_STAGE_NAMESPACE"
 TAP = "acc0"
@@ -63,7 +65,6 @@ def web_server(
     pages.mkdir(exist_ok=True)
     (pages / "index.html").write_text(page)
     control, log = folder / "control.sock", folder / "server.log"
-    control.unlink(missing_ok=True)
     command = [
         sys.executable, "-m", "acceltcp", "http",
         "--device", f"sim:?tap={TAP}" + (f"&{device}" if device else ""),
@@ -72,23 +73,43 @@ def web_server(
         "--tap-address", f"{HOST4}/24", "--tap-address", f"{HOST6}/64",
         "--directory", str(pages), "--port", str(PORT), "--control", str(control), *options,
     ]  # fmt: skip
+    with served(command, "the server", control, log, waiting):
+        yield control
+
+
+@contextlib.contextmanager
+def served(
+    command: Sequence[str], name: str, control: Path, log: Path, waiting: Callable[[float, str], None]
+) -> Iterator[None]:
+    """A program with a control socket: started, waited for, ended. name: what errors call it. waiting: told while it starts.
+
+    Raises `StageError` when it does not come up, or ends by itself; the text has what it said.
+    """
+    control.unlink(missing_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         started = time.monotonic()
         while not control.exists():
             if process.poll() is not None:
-                raise StageError(f"the server ended with status {process.returncode}:\n{log.read_text()}")
+                raise StageError(f"{name} ended with status {process.returncode}:\n{log.read_text()}")
             if time.monotonic() - started > START_S:
-                raise StageError(f"the server did not come up in {START_S // 60} minutes:\n{log.read_text()}")
+                raise StageError(f"{name} did not come up in {START_S // 60} minutes:\n{log.read_text()}")
             last = log.read_text().strip().splitlines()[-1:]
             waiting(time.monotonic() - started, last[0] if last else "")
             time.sleep(0.2)
-        yield control
+        yield
         if process.poll() is not None:
-            raise StageError(f"the server ended early with status {process.returncode}:\n{log.read_text()}")
+            raise StageError(f"{name} ended early with status {process.returncode}:\n{log.read_text()}")
     finally:
+        end(process)
+
+
+def end(*processes: subprocess.Popen[bytes]) -> None:
+    """Ctrl-C to all of them; those that do not heed it are killed."""
+    for process in processes:
         process.send_signal(signal.SIGINT)
+    for process in processes:
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:

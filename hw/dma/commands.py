@@ -27,7 +27,7 @@ from acceltcp.abi.messages import (
     Status,
 )
 
-from ..abi import message_layout
+from ..abi import flag_of, message_layout, reserved_of
 from ..config import NicConfig
 from ..counts import counts_layout
 from ..tcp.flow import FlowUpdate
@@ -85,9 +85,6 @@ class Commands(wiring.Component):
         listen = data.View(message_layout(LISTEN_COMMAND), self.i.p.command)
         flow = data.View(message_layout(FLOW_COMMAND), self.i.p.command)
 
-        def reserved(view, message):
-            return Cat(view[f.name] for f in message.fields if f.reserved)
-
         splice = data.View(message_layout(SPLICE_UPDATE_COMMAND), self.i.p.command)
         for_table, for_flow, for_close, for_splice, for_end = (
             Signal(name=f"for_{name}") for name in ("table", "flow", "close", "splice", "end")
@@ -118,8 +115,8 @@ class Commands(wiring.Component):
                 else ()
             ),
             self.updates.p.index.eq(flow.flow),
-            self.updates.p.fin.eq(flow.flags[int(FlowFlag.FIN).bit_length() - 1]),
-            self.updates.p.abort.eq(flow.flags[int(FlowFlag.ABORT).bit_length() - 1]),
+            self.updates.p.fin.eq(flag_of(flow.flags, FlowFlag.FIN)),
+            self.updates.p.abort.eq(flag_of(flow.flags, FlowFlag.ABORT)),
             *(self.updates.p[name].eq(flow[name]) for name in ("snd_end", "ack", "ts_recent", "window")),
             self.idle.eq(~self.i.valid),
         ]
@@ -144,13 +141,13 @@ class Commands(wiring.Component):
                         # Its body is reserved: whoever gives it a meaning later can rely on zero.
                         m.d.sync += [
                             known.eq(1),
-                            unclean.eq(Cat(reserved(head, COMMAND), head.body).any()),
+                            unclean.eq(Cat(reserved_of(head, COMMAND), head.body).any()),
                         ]
                     with m.Case(*LISTEN_OPCODES):
                         m.d.sync += [
                             for_table.eq(1),
                             known.eq(1),
-                            unclean.eq(reserved(listen, LISTEN_COMMAND).any()),
+                            unclean.eq(reserved_of(listen, LISTEN_COMMAND).any()),
                         ]
                     with m.Case(CommandOpcode.CLOSE):
                         m.d.sync += [for_close.eq(1), known.eq(1), unclean.eq(0)]
@@ -159,7 +156,7 @@ class Commands(wiring.Component):
                             for_flow.eq(1),
                             known.eq(1),
                             unclean.eq(
-                                reserved(flow, FLOW_COMMAND).any() | ((flow.flags & ~sum(FlowFlag) & 0xFF) != 0)
+                                reserved_of(flow, FLOW_COMMAND).any() | ((flow.flags & ~sum(FlowFlag) & 0xFF) != 0)
                             ),
                         ]
                     if self._config.splices:
@@ -169,7 +166,7 @@ class Commands(wiring.Component):
                             m.d.sync += [
                                 for_end.eq(1),
                                 known.eq(1),
-                                unclean.eq(reserved(splice, SPLICE_UPDATE_COMMAND).any()),
+                                unclean.eq(reserved_of(splice, SPLICE_UPDATE_COMMAND).any()),
                             ]
                     with m.Default():
                         m.d.sync += [known.eq(0), unclean.eq(0)]

@@ -28,6 +28,7 @@ from acceltcp.abi.cookie import (
 from acceltcp.abi.messages import ChecksumState
 from acceltcp.abi.wire import MSS_DEFAULT_IPV4, MSS_DEFAULT_IPV6, TCPFlag
 
+from ..abi import flag_of
 from ..counts import counts_layout
 from ..packet.meta import ReplyKind, RxMeta
 from ..packet.rss import Steering
@@ -97,10 +98,6 @@ _Judged = data.StructLayout(
         "answer": 32,
     }
 )
-
-
-def _flag(meta, flag):
-    return meta.flags[int(flag).bit_length() - 1]
 
 
 def _unusable(address, meta):
@@ -190,7 +187,7 @@ class Classifier(wiring.Component):
 
     def _compare(self, m, meta, ts_clock, s):
         """Everything that compares or adds wide fields."""
-        syn = _flag(meta, TCPFlag.SYN)
+        syn = flag_of(meta.flags, TCPFlag.SYN)
         with m.If(self.enable):
             m.d.sync += [
                 s.meta.eq(meta),
@@ -218,7 +215,7 @@ class Classifier(wiring.Component):
         """All that can be said without knowing the listener."""
         meta, options = c.meta, c.meta.options
         syn, fin, rst, ack, ece, cwr = (
-            _flag(meta, flag)
+            flag_of(meta.flags, flag)
             for flag in (TCPFlag.SYN, TCPFlag.FIN, TCPFlag.RST, TCPFlag.ACK, TCPFlag.ECE, TCPFlag.CWR)
         )
         strict = ~c.keep_bad
@@ -360,7 +357,7 @@ class Classifier(wiring.Component):
                 inputs.terms.eq(terms),
                 record.hopeless.eq(hopeless),
                 record.deferrable.eq(
-                    listener.defer_accept & (meta.payload_length == 0) & ~_flag(meta, TCPFlag.FIN)
+                    listener.defer_accept & (meta.payload_length == 0) & ~flag_of(meta.flags, TCPFlag.FIN)
                 ),
                 record.epoch.eq(epoch),
                 record.terms.eq(terms),

@@ -17,7 +17,6 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
-from acceltcp.abi.cookie import IPV4_MAPPED_PREFIX
 from acceltcp.abi.messages import (
     CLOSE_COMMAND,
     FINAL_FRAMES_MAX,
@@ -29,7 +28,7 @@ from acceltcp.abi.messages import (
 )
 from acceltcp.abi.wire import TCP, WSCALE_MAX
 
-from ..abi import message_layout
+from ..abi import address_of, flag_of, message_layout, not_ipv4
 from ..counts import counts_layout
 from ..dma.events import EventRequest
 from ..dma.tx import COMMANDS, TxCommand
@@ -53,16 +52,6 @@ from .frame_table import FrameEntry, TableRequest
 __all__ = ["Close"]
 
 _KNOWN_FLAGS = sum(CloseFlag)
-
-
-def _flag(flags, flag):
-    return flags[int(flag).bit_length() - 1]
-
-
-def _address(field, ipv6):
-    """An address as tables keep it: first byte most significant, IPv4 as ::ffff:a.b.c.d."""
-    number = Cat(field[at : at + 8] for at in range(120, -1, -8))
-    return Mux(ipv6, number, Cat(number[:32], C(IPV4_MAPPED_PREFIX >> 32, 96)))
 
 
 class Close(wiring.Component):
@@ -148,12 +137,7 @@ class Close(wiring.Component):
 
     def _bad_arguments(self, command):
         """What can be said of a command by itself."""
-        ipv6 = _flag(command.flags, CloseFlag.IPV6)
-
-        def not_ipv4(field):
-            """More than an IPv4 address, or one not written as ::ffff:a.b.c.d: in memory the last bytes matter."""
-            upper = Cat(field[at : at + 8] for at in range(88, -1, -8))
-            return (upper != 0) & (upper != IPV4_MAPPED_PREFIX >> 32)
+        ipv6 = flag_of(command.flags, CloseFlag.IPV6)
 
         return (
             (command.frames == 0)
@@ -167,7 +151,7 @@ class Close(wiring.Component):
             | (command.rto == 0)
             | (command.rto >> RTO_BITS != 0)
             | (command.wscale > WSCALE_MAX)
-            | ((_address(command.remote, ipv6) == _address(command.local, ipv6)) & (command.remote_port == command.local_port))
+            | ((address_of(command.remote, ipv6) == address_of(command.local, ipv6)) & (command.remote_port == command.local_port))
             | ~ipv6 & (not_ipv4(command.remote) | not_ipv4(command.local))
         )
 
@@ -176,14 +160,14 @@ class Close(wiring.Component):
         command = Signal(message_layout(CLOSE_COMMAND))
         m.d.comb += Value.cast(command).eq(waiting.p.taken.command)
         ipv6, timestamps, peer_fin = (
-            _flag(command.flags, flag) for flag in (CloseFlag.IPV6, CloseFlag.TIMESTAMPS, CloseFlag.PEER_FIN)
+            flag_of(command.flags, flag) for flag in (CloseFlag.IPV6, CloseFlag.TIMESTAMPS, CloseFlag.PEER_FIN)
         )
         m.submodules.hash = hashing = ConnectionHashIterative(config)
         key = hashing.i.p.connection
         m.d.comb += [
             hashing.i.p.key.eq(self.key),
-            key.remote.eq(_address(command.remote, ipv6)),
-            key.local.eq(_address(command.local, ipv6)),
+            key.remote.eq(address_of(command.remote, ipv6)),
+            key.local.eq(address_of(command.local, ipv6)),
             key.remote_port.eq(command.remote_port),
             key.local_port.eq(command.local_port),
             key.ipv6.eq(ipv6),

@@ -26,7 +26,7 @@ from acceltcp.abi.cookie import IPV4_MAPPED_PREFIX, MSS_CLASSES
 from acceltcp.abi.messages import LISTEN_COMMAND, CommandOpcode, ListenFlag, Status
 from acceltcp.abi.wire import WSCALE_MAX
 
-from ..abi import message_layout
+from ..abi import flag_of, message_layout
 from .match import MatchMemory
 
 __all__ = ["ListenKey", "ListenPort", "ListenTable", "Listener"]
@@ -81,10 +81,6 @@ class _Key(data.Struct):
 
     key: ListenKey
     any_address: 1
-
-
-def _flag(flags, flag):
-    return flags[int(flag).bit_length() - 1]
 
 
 class ListenTable(wiring.Component):
@@ -176,8 +172,8 @@ class ListenTable(wiring.Component):
         status = Signal(8, reset_less=True)
 
         flags = command.flags
-        any_address = _flag(flags, ListenFlag.ANY_ADDRESS)
-        ipv6 = _flag(flags, ListenFlag.IPV6)
+        any_address = flag_of(flags, ListenFlag.ANY_ADDRESS)
+        ipv6 = flag_of(flags, ListenFlag.IPV6)
         # In the message the first byte of the address is the least significant.
         address = Signal(128)
         m.d.comb += address.eq(Cat(command.address[at : at + 8] for at in range(120, -1, -8)))
@@ -188,10 +184,10 @@ class ListenTable(wiring.Component):
             new_values.mss.eq(command.mss),
             new_values.window.eq(command.window),
             new_values.wscale.eq(command.wscale),
-            new_values.defer_accept.eq(_flag(flags, ListenFlag.DEFER_ACCEPT)),
-            new_values.ecn.eq(_flag(flags, ListenFlag.ECN)),
-            new_values.paused.eq(_flag(flags, ListenFlag.PAUSED)),
-            new_values.spread.eq(_flag(flags, ListenFlag.SPREAD)),
+            new_values.defer_accept.eq(flag_of(flags, ListenFlag.DEFER_ACCEPT)),
+            new_values.ecn.eq(flag_of(flags, ListenFlag.ECN)),
+            new_values.paused.eq(flag_of(flags, ListenFlag.PAUSED)),
+            new_values.spread.eq(flag_of(flags, ListenFlag.SPREAD)),
         ]
 
         listen = Signal()

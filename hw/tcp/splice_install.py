@@ -19,11 +19,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from acceltcp.abi.cookie import IPV4_MAPPED_PREFIX
 from acceltcp.abi.messages import (
     FINAL_FRAME,
     FRAME_TABLE_ALIGN,
     SPLICE_COMMAND,
+    SPLICE_IDLE_MAX,
+    SPLICE_LIMIT_MAX,
     SPLICE_SIDE,
     EventType,
     SpliceSideFlag,
@@ -31,7 +32,7 @@ from acceltcp.abi.messages import (
 )
 from acceltcp.abi.wire import WSCALE_MAX
 
-from ..abi import message_layout
+from ..abi import address_of, flag_of, message_layout, not_ipv4, number_of, reserved_of
 from ..counts import counts_layout
 from ..dma.events import EventRequest
 from ..dma.tx import COMMANDS, TxCommand
@@ -50,33 +51,9 @@ SIDES = 2
 ENTRIES = SIDES * SPLICE_SIDE.size // FINAL_FRAME.size
 """Entries of the table as its reader counts them."""
 
-LIMIT_BITS = 31
-LIMIT_MAX = 1 << LIMIT_BITS - 1
-IDLE_BITS = 15
-"""Width of an idle time-out, which must be less than half of what a time can be."""
-
 _KNOWN_FLAGS = sum(SpliceSideFlag)
 
 _COMMAND_FIELDS = {name: SPLICE_COMMAND.positions[name][1] for name in ("tag", "bounded", "limit", "idle")}
-
-
-def _flag(flags, flag):
-    return flags[int(flag).bit_length() - 1]
-
-
-def _number(field, first, last):
-    """Bytes `first` to `last` (not included) of a field as a number, the first one most significant."""
-    return Cat(field[8 * at : 8 * at + 8] for at in range(last - 1, first - 1, -1))
-
-
-def _address(field, ipv6):
-    """An address as tables keep it: IPv4 as ::ffff:a.b.c.d."""
-    number = _number(field, 0, 16)
-    return Mux(ipv6, number, Cat(number[:32], C(IPV4_MAPPED_PREFIX >> 32, 96)))
-
-
-def _reserved(view, message):
-    return Cat(view[field.name] for field in message.fields if field.reserved)
 
 
 class SpliceInstall(wiring.Component):
@@ -144,11 +121,11 @@ class SpliceInstall(wiring.Component):
             waiting.i.p.table.eq(incoming.table >> low),
             *(waiting.i.p[name].eq(incoming[name]) for name in _COMMAND_FIELDS),
             waiting.i.p.bad.eq(
-                _reserved(incoming, SPLICE_COMMAND).any()
+                reserved_of(incoming, SPLICE_COMMAND).any()
                 | (incoming.table[:low] != 0)
                 | (incoming.table[low + TABLE_BITS :] != 0)
-                | (incoming.idle >> IDLE_BITS != 0)
-                | Mux(incoming.bounded, (incoming.limit == 0) | (incoming.limit > LIMIT_MAX), incoming.limit != 0)
+                | (incoming.idle > SPLICE_IDLE_MAX)
+                | Mux(incoming.bounded, (incoming.limit == 0) | (incoming.limit > SPLICE_LIMIT_MAX), incoming.limit != 0)
             ),
             done.eq(self.events.valid & self.events.ready),
             self.idle.eq((left == 0) & ~self.commands.valid),
@@ -163,26 +140,24 @@ class SpliceInstall(wiring.Component):
         config = self._config
         wrong, parts = Signal(), []
         for side in sides:
-            ipv6 = _flag(side.flags, SpliceSideFlag.IPV6)
+            ipv6 = flag_of(side.flags, SpliceSideFlag.IPV6)
             for name in ("remote", "local"):
-                # In memory the last bytes of an IPv4 address matter; what stands before them must be nothing else.
-                upper = _number(side[name], 0, 12)
-                parts.append(~ipv6 & (upper != 0) & (upper != IPV4_MAPPED_PREFIX >> 32))
+                parts.append(~ipv6 & not_ipv4(side[name]))
             parts += [
-                _reserved(side, SPLICE_SIDE).any(),
+                reserved_of(side, SPLICE_SIDE).any(),
                 (side.flags & ~_KNOWN_FLAGS & 0xFF) != 0,
                 side.port >= config.ports,
                 side.snd_shift > WSCALE_MAX,
                 side.rcv_shift > WSCALE_MAX,
-                (_address(side.remote, ipv6) == _address(side.local, ipv6)) & (side.remote_port == side.local_port),
+                (address_of(side.remote, ipv6) == address_of(side.local, ipv6)) & (side.remote_port == side.local_port),
             ]
         client, server = sides
         for flag in (SpliceSideFlag.IPV6, SpliceSideFlag.ECN):
-            parts.append(_flag(client.flags, flag) != _flag(server.flags, flag))
-        ipv6 = _flag(client.flags, SpliceSideFlag.IPV6)
+            parts.append(flag_of(client.flags, flag) != flag_of(server.flags, flag))
+        ipv6 = flag_of(client.flags, SpliceSideFlag.IPV6)
         parts.append(
             Cat(
-                *(_address(client[name], ipv6) == _address(server[name], ipv6) for name in ("remote", "local")),
+                *(address_of(client[name], ipv6) == address_of(server[name], ipv6) for name in ("remote", "local")),
                 *(client[name] == server[name] for name in ("remote_port", "local_port")),
             ).all()
         )
@@ -192,16 +167,16 @@ class SpliceInstall(wiring.Component):
     def _way_of(self, m, way, source, sink, digest):
         """What makes packets of `source` packets to `sink`; takes effect in the next cycle."""
         config = self._config
-        ipv6 = _flag(sink.flags, SpliceSideFlag.IPV6)
+        ipv6 = flag_of(sink.flags, SpliceSideFlag.IPV6)
         translation = way.translation
         shift = Signal(signed(5), name="shift")
         m.d.comb += shift.eq(source.snd_shift - sink.rcv_shift)
         m.d.sync += [
-            translation.src.eq(_address(sink.local, ipv6)),
-            translation.dst.eq(_address(sink.remote, ipv6)),
+            translation.src.eq(address_of(sink.local, ipv6)),
+            translation.dst.eq(address_of(sink.remote, ipv6)),
             translation.src_port.eq(sink.local_port),
             translation.dst_port.eq(sink.remote_port),
-            translation.dst_mac.eq(_number(sink.dst_mac, 0, 6)),
+            translation.dst_mac.eq(number_of(sink.dst_mac, 0, 6)),
             translation.vlan_tci.eq(sink.vlan_tci),
             translation.port.eq(sink.port),
             translation.window_down.eq(shift < 0),
@@ -209,7 +184,7 @@ class SpliceInstall(wiring.Component):
             translation.tsval_offset.eq(sink.ts_offset),
             translation.tsecr_offset.eq(-source.ts_offset),
             *(
-                translation[name].eq(_flag(sink.flags, flag))
+                translation[name].eq(flag_of(sink.flags, flag))
                 for name, flag in (
                     ("vlan", SpliceSideFlag.VLAN),
                     ("timestamps", SpliceSideFlag.TIMESTAMPS),
@@ -243,14 +218,14 @@ class SpliceInstall(wiring.Component):
         # The side's connection, and its entry in the table.
         chosen = Signal(message_layout(SPLICE_SIDE))
         digest = Signal(config.table.digest_bits)
-        ipv6 = _flag(chosen.flags, SpliceSideFlag.IPV6)
+        ipv6 = flag_of(chosen.flags, SpliceSideFlag.IPV6)
         connection = hashing.i.p.connection
         m.d.comb += [
             Value.cast(chosen).eq(Mux(side, Value.cast(sides[1]), Value.cast(sides[0]))),
             digest.eq(Mux(side, digests[1], digests[0])),
             hashing.i.p.key.eq(self.key),
-            connection.remote.eq(_address(chosen.remote, ipv6)),
-            connection.local.eq(_address(chosen.local, ipv6)),
+            connection.remote.eq(address_of(chosen.remote, ipv6)),
+            connection.local.eq(address_of(chosen.local, ipv6)),
             connection.remote_port.eq(chosen.remote_port),
             connection.local_port.eq(chosen.local_port),
             connection.ipv6.eq(ipv6),

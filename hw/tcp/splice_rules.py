@@ -11,8 +11,9 @@ All comparisons of sequence numbers are modulo 2^32 (RFC 9293 section 3.4), thos
 from amaranth import *
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
-from acceltcp.abi.messages import RX_COMPLETION, Status, Verdict
+from acceltcp.abi.messages import RX_COMPLETION, SPLICE_HOST_SENT_MAX, Status, Verdict
 
 from ..csr.splice import LINGER_BITS
 from .splice_records import (
@@ -28,11 +29,6 @@ __all__ = ["OpKind", "SpliceAct", "SpliceOp", "SpliceRules"]
 
 SEND_END_BITS = 30
 """What is further ahead of the last byte forwarded than 2^30 is none of the connection's data."""
-
-
-HOST_SENT_BITS = 20
-"""What an acknowledgment may be ahead of the last byte forwarded: the host forwards what it had received before the splice
-began, a ring full of frames at most, and of that nothing is known here."""
 
 
 class OpKind(enum.Enum, shape=3):
@@ -166,7 +162,7 @@ class SpliceRules(wiring.Component):
             sender = state.sides[1 - k]
             beyond = difference(f"beyond{k}", ack_there, sender.snd_end)
             unseen = ~beyond[-1] & (ack_there != sender.snd_end)
-            by_host = (beyond[HOST_SENT_BITS:] == 0) & ~sender.fin
+            by_host = (beyond[exact_log2(SPLICE_HOST_SENT_MAX) :] == 0) & ~sender.fin
             fresh.append(greater(f"newer{k}", op.ack, state.sides[k].ack) & (~unseen | by_host))
             unheard.append(unseen)
         other_end = Signal(32)

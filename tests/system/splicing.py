@@ -31,16 +31,13 @@ def stream(seed: int, role: str, size: int) -> bytes:
     return random.Random(f"{seed} {role}").randbytes(size)
 
 
-class Backend:
-    """A server on the kernel's sockets: reads HEAD, then sends its bytes while it reads the client's; closes when both
-    are through, having sent the hash of what it read as its last bytes."""
+class Accepting:
+    """A server on the kernel's sockets: `serve` for each connection, in a thread of its own; what it raises is in `errors`."""
 
-    def __init__(self, address: str = KERNEL4, port: int = BACKEND) -> None:
+    def __init__(self, address: str, port: int, backlog: int) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._socket = socket.create_server((address, port), family=family, backlog=1024)
+        self._socket = socket.create_server((address, port), family=family, backlog=backlog)
         self.errors: list[BaseException] = []
-        self.served = 0
-        self._lock = threading.Lock()
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -49,26 +46,43 @@ class Backend:
                 sock, _ = self._socket.accept()
             except OSError:
                 return
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+            threading.Thread(target=self._guarded, args=(sock,), daemon=True).start()
 
-    def _serve(self, sock: socket.socket) -> None:
+    def _guarded(self, sock: socket.socket) -> None:
         try:
             with sock:
                 sock.settimeout(TIMEOUT_S)
-                seed, up, down = HEAD.unpack(receive(sock, HEAD.size))
-                received, _ = exchange(sock, stream(seed, "server", down), up)
-                sock.sendall(received)
-                sock.shutdown(socket.SHUT_WR)
-                assert sock.recv(1) == b"", "more than announced"
-            with self._lock:
-                self.served += 1
+                self.serve(sock)
         except BaseException as error:
             self.errors.append(error)
+
+    def serve(self, sock: socket.socket) -> None:
+        """One connection."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Serve no more."""
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+
+class Backend(Accepting):
+    """Reads HEAD, then sends its bytes while it reads the client's; closes when both are through, having sent the hash of what it
+    read as its last bytes."""
+
+    def __init__(self, address: str = KERNEL4, port: int = BACKEND) -> None:
+        self.served = 0
+        self._lock = threading.Lock()
+        super().__init__(address, port, 1024)
+
+    def serve(self, sock: socket.socket) -> None:
+        seed, up, down = HEAD.unpack(receive(sock, HEAD.size))
+        received, _ = exchange(sock, stream(seed, "server", down), up)
+        sock.sendall(received)
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(1) == b"", "more than announced"
+        with self._lock:
+            self.served += 1
 
 
 def receive(sock: socket.socket, size: int) -> bytes:
@@ -240,4 +254,4 @@ def many(jobs: list[tuple[int, int, int]], *, workers: int, address: str = NIC4)
         raise failed[0]
 
 
-__all__ = ["BACKEND", "ENDS", "PROXY", "Backend", "Ledger", "Proxy", "many", "receive", "transfer"]
+__all__ = ["Accepting", "BACKEND", "ENDS", "PROXY", "Backend", "Ledger", "Proxy", "many", "receive", "transfer"]

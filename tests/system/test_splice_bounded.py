@@ -16,7 +16,7 @@ import acceltcp.host
 from acceltcp.host import Connection, TcpSettings
 
 from .namespace import isolated
-from .splicing import BACKEND, PROXY, TIMEOUT_S, Ledger, receive, stream
+from .splicing import BACKEND, PROXY, TIMEOUT_S, Accepting, Ledger, receive, stream
 from .test_transfer import WIRES
 from .world import KERNEL4, KERNEL6, NIC4, NIC6, World
 
@@ -28,37 +28,16 @@ BACKENDS = 3
 SETTINGS = TcpSettings(time_wait=0.3, linger=0.3)
 
 
-class KeepAlive:
+class KeepAlive(Accepting):
     """A back end that answers one request after the other: the body's hash, and as many bytes as were asked for."""
 
     def __init__(self, address: str, number: int) -> None:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._socket = socket.create_server((address, BACKEND + number), family=family, backlog=64)
-        self.errors: list[BaseException] = []
-        threading.Thread(target=self._run, daemon=True).start()
+        super().__init__(address, BACKEND + number, 64)
 
-    def _run(self) -> None:
-        while True:
-            try:
-                sock, _ = self._socket.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock: socket.socket) -> None:
-        try:
-            with sock:
-                sock.settimeout(TIMEOUT_S)
-                while first := sock.recv(1):
-                    _, seed, body, size = REQUEST.unpack(first + receive(sock, REQUEST.size - 1))
-                    sock.sendall(answer(seed, receive(sock, body), size))
-        except BaseException as error:
-            self.errors.append(error)
-
-    def close(self) -> None:
-        """Serve no more."""
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+    def serve(self, sock: socket.socket) -> None:
+        while first := sock.recv(1):
+            _, seed, body, size = REQUEST.unpack(first + receive(sock, REQUEST.size - 1))
+            sock.sendall(answer(seed, receive(sock, body), size))
 
 
 def answer(seed: int, body: bytes, size: int) -> bytes:

@@ -29,6 +29,9 @@ __all__ = [
     "RX_FREE",
     "SPLICE_COMMAND",
     "SPLICE_EVENT",
+    "SPLICE_HOST_SENT_MAX",
+    "SPLICE_IDLE_MAX",
+    "SPLICE_LIMIT_MAX",
     "SPLICE_SIDE",
     "SPLICE_UNIT_STEPS",
     "SPLICE_UPDATE_COMMAND",
@@ -67,6 +70,16 @@ WINDOW_UNIT = 64
 
 SPLICE_UNIT_STEPS = 256
 """Timer steps per unit of a splice's times."""
+
+SPLICE_IDLE_MAX = (1 << 15) - 1
+"""Longest idle time of a splice, in its units: less than half of what its clock can tell apart."""
+
+SPLICE_LIMIT_MAX = 1 << 30
+"""Bytes that one splice can be limited to."""
+
+SPLICE_HOST_SENT_MAX = 1 << 20
+"""What a peer acknowledges may be less than so far beyond what the NIC has forwarded: the host sends on what it had received
+before the splice began, and no more than this."""
 
 
 class Verdict(enum.IntEnum):
@@ -484,8 +497,8 @@ SPLICE_COMMAND = Message(
     Field("_zero0", 23),
     Field("tag", 32, "Given back in the event."),
     Field("table", 64, "Bus address of two SPLICE_SIDE messages: a multiple of 256, below 2^54. It may be reused after the event."),
-    Field("limit", 32, "`bounded`: bytes of the server that are forwarded, 1 to 2^30; else 0."),
-    Field("idle", 16, "End after so long without a packet, in units of SPLICE_UNIT_STEPS, 1 to 32,767; 0: never."),
+    Field("limit", 32, f"`bounded`: bytes of the server that are forwarded, 1 to {SPLICE_LIMIT_MAX:,}; else 0."),
+    Field("idle", 16, f"End after so long without a packet, in units of SPLICE_UNIT_STEPS, 1 to {SPLICE_IDLE_MAX:,}; 0: never."),
     Field("_zero1", 336),
 )
 

@@ -203,7 +203,7 @@ def test_idle(hardware, limit):
 @pytest.mark.parametrize("hardware", KINDS)
 def test_several_answers_on_one_connection(hardware, most, monkeypatch):
     """As an HTTP proxy does it: a head in software, a body by the splice, again and again, on the same two connections."""
-    monkeypatch.setattr(splice_module, "LIMIT_MOST", most)
+    monkeypatch.setattr(splice_module, "SPLICE_LIMIT_MAX", most)
     rng = random.Random(3)
     sizes = [1, 100, 65_536, *(rng.randrange(1, 200_000) for _ in range(4)), 1]
 

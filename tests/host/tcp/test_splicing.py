@@ -540,7 +540,7 @@ def test_a_connection_that_is_opened_to_be_spliced(client):
 
 def test_more_than_the_nic_believes_is_left_to_the_sender(monkeypatch):
     """What came while the NIC was asked is sent on up to a bound, beyond which the NIC would not believe that it has arrived."""
-    monkeypatch.setattr("acceltcp.host.tcp.splicing._SENT_MOST", 5000)
+    monkeypatch.setattr("acceltcp.host.tcp.splicing.SPLICE_HOST_SENT_MAX", 5000)
     rig, one, two, client, server = quiet()
     rig.model.begin_lag = rig.model.answer_lag = lambda: 0.05
     hears = rig.splice(client, server)

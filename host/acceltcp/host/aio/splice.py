@@ -13,13 +13,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from acceltcp.abi.messages import Status
+from acceltcp.abi.messages import SPLICE_LIMIT_MAX, Status
 from acceltcp.abi.registers import Feature
 
 from ..checks import check_flag, check_integer, check_number
 from ..tcp import TcpConnection
 from ..tcp.settings import SECONDS_MAX
-from ..tcp.splices import LIMIT_MOST
 from ..tcp.splicing import REFUSALS, Outcome
 from .relay import Detachable, relay
 
@@ -117,7 +116,7 @@ async def splice(
     spliced = False
     while done < limit:
         refused = _refusal(client, server, idle_timeout)
-        part = min(limit - done, LIMIT_MOST)
+        part = min(limit - done, SPLICE_LIMIT_MAX)
         if refused is not None:
             result = await _in_software(client, server, limit - done, idle_timeout, refused, hardware)
         else:
@@ -311,7 +310,7 @@ class _Bounded:
 
 
 class _Hardware:
-    """A splice in the NIC. limit: bytes of the server, at most `LIMIT_MOST`; None: until both have closed."""
+    """A splice in the NIC. limit: bytes of the server, at most `SPLICE_LIMIT_MAX`; None: until both have closed."""
 
     def __init__(self, client: Spliceable, server: Spliceable, limit: int | None, idle_timeout: float | None) -> None:
         self.nic: Nic = client.nic

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from acceltcp.abi.messages import (
     SPLICE_COMMAND,
     SPLICE_EVENT,
+    SPLICE_IDLE_MAX,
     SPLICE_SIDE,
     SPLICE_UNIT_STEPS,
     SPLICE_UPDATE_COMMAND,
@@ -26,14 +27,10 @@ from acceltcp.abi.registers import SPLICE
 from ..frames import FrameBlock, FramePool
 from ..queue import Queue, status_of
 
-__all__ = ["LIMIT_MOST", "SPLICE_STATS", "SideEnd", "Splice", "Splices", "refusal_of"]
+__all__ = ["SPLICE_STATS", "SideEnd", "Splice", "Splices", "refusal_of"]
 
 log = logging.getLogger("acceltcp.splices")
 
-LIMIT_MOST = 1 << 30
-"""Bytes that one splice can be limited to."""
-
-_IDLE_MOST = (1 << SPLICE_COMMAND.positions["idle"][1] - 1) - 1
 _TABLE_BYTES = 2 * SPLICE_SIDE.size
 
 SPLICE_STATS = (
@@ -106,7 +103,7 @@ class Splices:
     def idle_units(self, seconds: float | None) -> int | None:
         """An idle time as the command tells it, rounded up; None when it is too long for it."""
         units = 0 if seconds is None else max(math.ceil(seconds / self.unit), 1)
-        return units if units <= _IDLE_MOST else None
+        return units if units <= SPLICE_IDLE_MAX else None
 
     def linger_units(self, seconds: float) -> int:
         """For how long a splice of which both sides have closed goes on, as the register has it."""

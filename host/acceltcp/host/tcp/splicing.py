@@ -17,7 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from acceltcp.abi.messages import SpliceSideFlag, Status, Verdict
+from acceltcp.abi.messages import SPLICE_HOST_SENT_MAX, SpliceSideFlag, Status, Verdict
 from acceltcp.abi.wire import ETHERNET, TCP, VLAN, WINDOW_MAX
 
 from ..errors import DeviceTimeoutError
@@ -36,10 +36,6 @@ _ANSWER_S = 30.0
 
 _L3, _L4 = RX_PACKING["l3_offset"].item, RX_PACKING["l4_offset"].item
 assert RX_PACKING["l3_offset"].shift == RX_PACKING["l4_offset"].shift == 0
-
-_SENT_MOST = 1 << 20
-"""The NIC believes a peer that acknowledges less than so much of what it has not forwarded: the host sends on no more of what came
-before the NIC took over."""
 
 _QUEUED_MOST = 4096
 """Packets that wait for the answer at most, each way; the sender repeats others."""
@@ -150,7 +146,7 @@ class Half:
             return
         self._acknowledge(segment)
         seq, payload = self._number(segment.seq), segment.payload
-        if verdict != Verdict.DIVERTED and seq + len(payload) - self.rcv >= _SENT_MOST:
+        if verdict != Verdict.DIVERTED and seq + len(payload) - self.rcv >= SPLICE_HOST_SENT_MAX:
             return  # it will be repeated, to the NIC
         fin = bool(flags & FIN)
         if self.most is not None:
@@ -278,7 +274,7 @@ class Half:
                 conn._fin_at = None
             for seq, data in stretches:
                 before = data if self.most is None else data[: max(self.most - seq, 0)]
-                before = before[: max(self.rcv + _SENT_MOST - 1 - seq, 0)]
+                before = before[: max(self.rcv + SPLICE_HOST_SENT_MAX - 1 - seq, 0)]
                 if before:
                     self._send(
                         seq, other.rcv, self._room, ACK, before, other.conn.tsval(), other.conn.ts_recent
