@@ -39,7 +39,7 @@ def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
             return
         command = [
             *unshare_command(), sys.executable, "-m", "pytest", "-q", "-x", "-s",
-            "-p", "no:xdist", "-p", "no:cacheprovider", request.node.nodeid,
+            "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "", request.node.nodeid,
         ]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         try:
