@@ -32,7 +32,7 @@ _benches = {}
 
 def make(pipelined=True, *, fresh=False, **changes):
     """The bench of that configuration, as other tests have left it: with the usual listeners or with none, idle; a fresh one has none."""
-    config = NicConfig(**({"listeners": 8, "packets": 64, "pipelined_hash": pipelined} | changes))
+    config = NicConfig(**({"listeners": 8, "splices": 0, "packets": 64, "pipelined_hash": pipelined} | changes))
     bench = None if fresh else _benches.pop(config, None)
     if bench is None:
         bench = Bench(Setup(config), config)
@@ -461,7 +461,7 @@ class Replier(wiring.Component):
 def test_flood_of_syns_is_answered_on_the_wire():
     """74-byte SYNs need two beats on the wire, and so do the replies: one per two cycles is kept
     up without a drop, and the first beat leaves at most 60 cycles after its SYN came."""
-    config = NicConfig(listeners=8, packets=64)
+    config = NicConfig(listeners=8, splices=0, packets=64)
     dut = Replier(config)
     bench = Bench(dut.setup, config)
     flood = [syn(seq=i) for i in range(100)]
