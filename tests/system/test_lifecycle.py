@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from acceltcp.abi.registers import ABI_MAJOR, ABI_MINOR
-from acceltcp.host import AbiMismatchError, Connection, Device, Transport, open_transport
+from acceltcp.host import AbiMismatchError, Connection, Device, TcpSettings, Transport, open_transport
 
 from .namespace import isolated
 from .world import (
@@ -210,7 +210,8 @@ def test_server_abort() -> None:
 def test_late_duplicates(teardown: bool) -> None:
     """Everything that a client sent comes a second time after the end: nothing opens, nothing
     is delivered again, and a later stray is answered with a reset. Whether the host or the NIC closes."""
-    with World(teardown=teardown) as world, Sniffer() as wire:
+    # (Longer than it takes to read the counters of a simulated NIC.)
+    with World(teardown=teardown, tcp=TcpSettings(linger=6)) as world, Sniffer() as wire:
 
         def duplicates() -> int:
             return world.counters()["flow_packets"] if teardown else world.tcp_stats()["duplicates_of_closed"]
