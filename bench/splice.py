@@ -6,8 +6,10 @@
 clients and back end on the kernel's sockets (`bench.splice_load`); and the proxy (`bench.splice_server`), whose CPU time alone (user
 and system) is taken. What a proxy spends while it waits for the slow NIC is in it, for both ways alike. Interrupts are moderated as in `acceltcp bench host`. What is compared is
 the same proxy with the same connections, whether `acceltcp.host.splice` asks the NIC or relays in software; both take turns in
-one process, in every round. In figures of 64 KiB unless something else is said, client and back end keep their
-connections open and each response is one bounded splice. `_head`: the proxy reads the response's head and splices the rest, so that the
+one process, in every round. Figures are per response of 64 KiB unless something else is said. Without a suffix: as the published system
+does, the proxy reads a connection's first request, chooses the back end and joins the connections for good; 100 requests come on each (fewer
+of more than 64 KiB), and opening, joining and closing count. `_response`: a bounded splice for each response, so that the proxy sees every request; the
+connections are open before. `_head`: so, too, but the proxy reads the response's head and splices the rest, so that the
 first of the server's packets, and their acknowledgments, are the host's. `_once`: connect, one response through an unbounded splice, close.
 """
 
@@ -23,7 +25,7 @@ from hw.config import NicConfig
 from . import splice_core
 from .goals import Goal
 from .host import run_rig
-from .splice_host import KINDS, RESPONSE, SIZES, WAYS, Plan, label, suffix
+from .splice_host import KINDS, PLOTTED, RESPONSE, SIZES, WAYS, Plan, label, name_of, suffix
 
 __all__ = ["GOALS", "TITLE", "measure", "plot"]
 
@@ -47,15 +49,18 @@ def _goals() -> dict[str, Goal]:
         "splice.uram_with_flows_u50": Goal("Ultra RAM blocks with connection table and flow state, of the part's 640", most=640),
         "splice.bram36_with_flows_u50": Goal("block RAMs likewise, of the part's 1344", most=1344),
     }
-    what = {"keep": "", "head": ", head read by the proxy", "once": ", one splice per connection"}
+    what = {
+        "connection": ", one splice per connection", "response": ", one splice each", "head": ", one splice each, head read by the proxy",
+        "once": " on a connection of its own",
+    }  # fmt: skip
     for kind in KINDS:
-        for size in SIZES if kind == "keep" else (RESPONSE,):
+        for size in SIZES if kind in PLOTTED else (RESPONSE,):
             behind, of = suffix(kind, size), f"response of {label(size)}{what[kind]}"
-            main = kind == "keep" and size == RESPONSE
+            main = (kind, size) == (KINDS[0], RESPONSE)
             goals[f"host.splice_ratio{behind}"] = Goal(f"CPU relayed / spliced, {of}", least=11.9 if main else None)
             goals[f"host.splice_ratio_lowest{behind}"] = Goal("the same, lowest round")
             goals[f"host.splice_ratio_highest{behind}"] = Goal("the same, highest round")
-            name = label(size) + ("" if kind == "keep" else f"_{kind}")
+            name = name_of(kind, size)
             for way in WAYS:
                 goals[f"host.us_per_{way}_{name}"] = Goal(f"CPU of a {way} {of}, µs")
                 goals[f"host.spread_{way}_{name}"] = Goal("half the range of the rounds over the median")
@@ -95,20 +100,23 @@ def plot(results: dict[str, float], file: Path) -> list[Path]:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    sizes = [size for size in SIZES if f"host.splice_ratio{suffix('keep', size)}" in results]
+    sizes = [size for size in SIZES if f"host.splice_ratio{suffix(KINDS[0], size)}" in results]
 
-    def column(name: str) -> list[float]:
-        return [results[f"host.splice_ratio{name}{suffix('keep', size)}"] for size in sizes]
+    def column(name: str, kind: str) -> list[float]:
+        return [results[f"host.splice_ratio{name}{suffix(kind, size)}"] for size in sizes]
 
-    ratios, lowest, highest = column(""), column("_lowest"), column("_highest")
-    below, above = (
-        [abs(ratio - end) for ratio, end in zip(ratios, ends, strict=True)] for ends in (lowest, highest)
-    )
-    axes.errorbar(
-        sizes, ratios, yerr=[below, above], marker="o", capsize=3, color="#2f6f9f", label="whole response, connections stay open"
-    )
-    for kind, marker, what in (("head", "s", "head read by the proxy"), ("once", "^", "one splice per connection")):
-        axes.plot([RESPONSE], [results[f"host.splice_ratio_{kind}"]], marker, color="#b0562f" if kind == "head" else "#5a8f3c", label=what)
+    for kind, marker, color, what in (
+        ("connection", "o", "#2f6f9f", "one splice per connection, up to 100 requests on it"),
+        ("response", "D", "#7a5195", "one splice per response, connections stay open"),
+    ):
+        ratios = column("", kind)
+        bars = [[abs(ratio - end) for ratio, end in zip(ratios, column(name, kind), strict=True)] for name in ("_lowest", "_highest")]
+        axes.errorbar(sizes, ratios, yerr=bars, marker=marker, capsize=3, color=color, label=what)
+    for kind, marker, color, what in (
+        ("head", "s", "#b0562f", "one splice per response, head read by the proxy"),
+        ("once", "^", "#5a8f3c", "one connection per response"),
+    ):
+        axes.plot([RESPONSE], [results[f"host.splice_ratio_{kind}"]], marker, color=color, label=what)
     goal = GOALS["host.splice_ratio"].least
     assert goal is not None
     axes.plot([RESPONSE], [goal], "_", markersize=18, color="#444444", label=f"goal at {label(RESPONSE)}: {goal:g}")

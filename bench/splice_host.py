@@ -24,12 +24,14 @@ from .host_configs import Config
 from .host_rig import Child, Rig
 from .splice_server import BACKEND, MODES
 
-__all__ = ["KINDS", "LARGE", "RESPONSE", "SIZES", "WAYS", "Plan", "label", "main", "suffix"]
+__all__ = ["KINDS", "LARGE", "PLOTTED", "RESPONSE", "SIZES", "WAYS", "Plan", "label", "main", "name_of", "suffix"]
 
 WAYS = ("spliced", "relayed")
-KINDS = ("keep", "head", "once")
-"""As in `MODES`."""
+KINDS = ("connection", "response", "head", "once")
+"""As in `MODES`. The first one is what the figures are mainly about."""
 RESPONSE, LARGE = 64 << 10, 10_000_000
+PLOTTED = ("connection", "response")
+"""Those that are measured over sizes."""
 SIZES = (1 << 10, 4 << 10, 16 << 10, RESPONSE, 256 << 10, 1 << 20, LARGE)
 """Of responses, for the plot; what the figures are about are among them."""
 _PROXY = Config("proxy", "the proxy", True, True)
@@ -48,16 +50,19 @@ class Plan:
     """How much is measured. opt: how the model is compiled. seed: of the order.
 
     rounds: at most, begun within `seconds`, but two at least (or `rounds`). octets: about so many per measurement, in one response at
-    least and `most` at most, on up to `connections` connections at once. sizes: of responses on connections that stay
-    open; the other kinds get `RESPONSE` alone.
+    least and `most` at most, on up to `connections` connections at once. "connection": on `visitors` connections at once, `visit`
+    responses on each, or less of larger ones than `RESPONSE`, to about the same number of bytes. sizes: of responses of
+    "connection" and "response"; the other kinds get `RESPONSE` alone.
     """
 
     opt: str = "bench"
-    rounds: int = 7
+    rounds: int = 5
     seconds: float = 420.0
     connections: int = 16
     octets: int = 4 << 20
     most: int = 320
+    visitors: int = 2
+    visit: int = 100
     sizes: tuple[int, ...] = SIZES
     seed: int = 1
 
@@ -65,20 +70,26 @@ class Plan:
         """For `python -m bench.splice_host`."""
         return json.dumps(asdict(self))
 
-    def shape(self, size: int) -> tuple[int, int]:
+    def shape(self, kind: str, size: int) -> tuple[int, int]:
         """Connections, and responses on each, of `size` bytes."""
+        if kind == "connection":
+            return self.visitors, max(self.visit * min(RESPONSE, size) // size, 1)
         total = min(max(self.octets // size, 1), self.most)
         connections = min(self.connections, total)
-        return connections, max(total // connections, 1)
+        return (total, 1) if kind == "once" else (connections, max(total // connections, 1))
+
+    @property
+    def work(self) -> list[tuple[str, int]]:
+        """Kinds, and sizes of each."""
+        return [(kind, size) for kind in KINDS for size in (self.sizes if kind in PLOTTED else (RESPONSE,))]
 
 
 @dataclass
 class _Cost:
-    """Of one response: µs of CPU time, packets that the proxy got and sent, share that the NIC spliced."""
+    """Of one response: µs of CPU time, packets that the proxy got and sent."""
 
     cpu: float
     packets: float
-    spliced: float
 
 
 class _Bench:
@@ -93,18 +104,20 @@ class _Bench:
         self._load.ask(do="backend", port=BACKEND)
         for kind in KINDS:
             for way in WAYS:
-                self.cost(kind, way, RESPONSE, (2, 2))
+                self.cost(kind, way, RESPONSE, (2, 1 if kind == "once" else 2), 2)
         marks = [self._host.ask(do="mark")["cpu"] for _ in range(4)]
         self._mark_cpu = float(marks[-1] - marks[0]) / (len(marks) - 1)
 
-    def cost(self, kind: str, way: str, size: int, shape: tuple[int, int]) -> _Cost:
-        """Of one response. Connections that stay open are opened before and closed behind; with "once" that counts."""
+    def cost(self, kind: str, way: str, size: int, shape: tuple[int, int], concurrency: int) -> _Cost:
+        """Of one response. Connections that the proxy joins for each response are opened before and closed behind; where it joins them
+        for good, opening, joining and closing count."""
         mode = MODES[f"{way}_{kind}"]
         connections, each = shape
-        count = connections * each
+        responses = connections * each
+        count = connections if mode.whole else responses
         before = self._host.ask(do="settle", seconds=_SETTLE_S)
-        if mode.once:
-            self._load.ask(do="once", port=mode.port, count=count, size=size, concurrency=connections)
+        if mode.whole:
+            self._load.ask(do="visit", port=mode.port, count=connections, each=each, size=size, concurrency=concurrency)
             self._host.ask(do="joined", count=sum(before["joined"].values()) + count, seconds=_SETTLE_S)
             after = self._host.ask(do="settle", seconds=_SETTLE_S)
         else:
@@ -115,15 +128,14 @@ class _Bench:
             after = self._host.ask(do="joined", count=sum(before["joined"].values()) + count, seconds=_SETTLE_S)
             self._load.ask(do="close")
         joined = {name: number - before["joined"].get(name, 0) for name, number in after["joined"].items()}
-        if sum(joined.values()) != count:
-            raise RuntimeError(f"{count} responses of {size} bytes ({mode}) were joined as {joined}")
         spliced = joined.get("spliced", 0)
         # A small response may have come with its head.
-        if (mode.spliced and spliced != count and not mode.head) or (not mode.spliced and spliced):
-            raise RuntimeError(f"{count} responses of {size} bytes ({mode}) were joined as {joined}")
+        wrong = (spliced != count and not mode.head) if mode.spliced else spliced
+        if wrong or sum(joined.values()) != count:
+            raise RuntimeError(f"{responses} responses of {size} bytes on {connections} connections ({mode}) were joined as {joined}")
         cpu = after["cpu"] - before["cpu"] - self._mark_cpu
         packets = sum(after["queue"][name] - before["queue"][name] for name in ("rx", "tx"))
-        return _Cost(cpu * 1e6 / count, packets / count, spliced / count)
+        return _Cost(cpu * 1e6 / responses, packets / responses)
 
 
 def _tell(text: str) -> None:
@@ -132,7 +144,7 @@ def _tell(text: str) -> None:
 
 def _rounds(plan: Plan, bench: _Bench) -> dict[tuple[str, int], list[dict[str, _Cost]]]:
     """Costs by kind and size; of each round, by way."""
-    work = [("keep", size) for size in plan.sizes] + [(kind, RESPONSE) for kind in KINDS if kind != "keep"]
+    work = plan.work
     costs: dict[tuple[str, int], list[dict[str, _Cost]]] = {each: [] for each in work}
     order, started = random.Random(plan.seed), time.monotonic()
     for number in range(plan.rounds):
@@ -141,24 +153,30 @@ def _rounds(plan: Plan, bench: _Bench) -> dict[tuple[str, int], list[dict[str, _
         for kind, size in order.sample(work, len(work)):
             _tell(f"round {number + 1} of {plan.rounds}: {label(size)} ({kind})")
             ways = order.sample(WAYS, 2)
-            costs[kind, size].append({way: bench.cost(kind, way, size, plan.shape(size)) for way in ways})
+            shape = plan.shape(kind, size)
+            costs[kind, size].append({way: bench.cost(kind, way, size, shape, min(shape[0], plan.connections)) for way in ways})
     return costs
 
 
 def suffix(kind: str, size: int) -> str:
-    """Behind the names of a kind's figures: nothing for what `acceltcp bench splice` is mainly about."""
-    return f"_{kind}" if kind != "keep" else "" if size == RESPONSE else f"_{label(size)}"
+    """Behind the names of a kind's ratios: nothing for what `acceltcp bench splice` is mainly about."""
+    return ("" if size == RESPONSE else f"_{label(size)}") + ("" if kind == KINDS[0] else f"_{kind}")
+
+
+def name_of(kind: str, size: int) -> str:
+    """What the other figures are called."""
+    return label(size) + ("" if kind == KINDS[0] else f"_{kind}")
 
 
 def _figures(costs: dict[tuple[str, int], list[dict[str, _Cost]]]) -> dict[str, float]:
     results: dict[str, float] = {}
     for (kind, size), rounds in costs.items():
-        behind = f"_{label(size)}" + ("" if kind == "keep" else f"_{kind}")
+        name = name_of(kind, size)
         for way in WAYS:
             cpu = [each[way].cpu for each in rounds]
-            results[f"host.us_per_{way}{behind}"] = statistics.median(cpu)
-            results[f"host.spread_{way}{behind}"] = (max(cpu) - min(cpu)) / 2 / statistics.median(cpu)
-            results[f"host.packets_per{behind}_{way}"] = statistics.median(each[way].packets for each in rounds)
+            results[f"host.us_per_{way}_{name}"] = statistics.median(cpu)
+            results[f"host.spread_{way}_{name}"] = (max(cpu) - min(cpu)) / 2 / statistics.median(cpu)
+            results[f"host.packets_per_{name}_{way}"] = statistics.median(each[way].packets for each in rounds)
         ratios = [each["relayed"].cpu / each["spliced"].cpu for each in rounds]
         behind = suffix(kind, size)
         results[f"host.splice_ratio{behind}"] = statistics.median(ratios)

@@ -103,14 +103,15 @@ class Load:
 
         self._all([lambda sock=sock: run(sock) for sock in self._open])  # type: ignore[misc]
 
-    def once(self, port: int, count: int, size: int, concurrency: int) -> None:
-        """`count` connections with one request each."""
+    def visit(self, port: int, count: int, each: int, size: int, concurrency: int) -> None:
+        """`count` connections with `each` requests, of which the last one ends it; `concurrency` connections at once."""
         shares = [count // concurrency + (number < count % concurrency) for number in range(concurrency)]
 
         def run(share: int) -> None:
             for _ in range(share):
                 with self._connect(port) as sock:
-                    fetch(sock, size, last=True)
+                    for left in reversed(range(each)):
+                        fetch(sock, size, last=not left)
 
         self._all([lambda share=share: run(share) for share in shares if share])  # type: ignore[misc]
 
@@ -142,7 +143,7 @@ class Load:
 def main() -> int:
     """Commands in, answers out; the exit status."""
     load = Load()
-    return obey("bench.splice_load", load.backend, load.open, load.close, load.keep, load.once)
+    return obey("bench.splice_load", load.backend, load.open, load.close, load.keep, load.visit)
 
 
 if __name__ == "__main__":

@@ -35,19 +35,21 @@ _END_OF_HEAD = b"\r\n\r\n"
 class Mode:
     """What a port's proxy does.
 
-    once: one response per connection, joined for good. head: the response's head is read and handed on in software, and the body is
-    joined; else all of it is. spliced: by the NIC, else by `splice` in software.
+    whole: with the first request both connections are joined for good; else for one response after the other. head: the response's
+    head is read and handed on in software, and the body is joined; else all of it is. spliced: by the NIC, else by `splice` in software.
     """
 
     port: int
-    once: bool
+    whole: bool
     head: bool
     spliced: bool
 
 
 MODES = {
-    f"{way}_{name}": Mode(port + (way == "relayed"), once, head, way == "spliced")
-    for port, name, once, head in ((8010, "keep", False, False), (8020, "head", False, True), (8030, "once", True, False))
+    f"{way}_{name}": Mode(port + (way == "relayed"), whole, head, way == "spliced")
+    for port, name, whole, head in (
+        (8000, "connection", True, False), (8010, "response", False, False), (8020, "head", False, True), (8030, "once", True, False),
+    )
     for way in ("spliced", "relayed")
 }
 
@@ -80,11 +82,11 @@ class _Proxy:
                     head = await server.readuntil(_END_OF_HEAD)
                     client.write(head)
                     left -= len(head)
-                result = await splice(client, server, None if mode.once else left, hardware=None if mode.spliced else False)
+                result = await splice(client, server, None if mode.whole else left, hardware=None if mode.spliced else False)
                 self._joined["spliced" if result.hardware else result.refused or "relayed"] += 1
                 if self._joined.total() == self._wanted:
                     self._enough.set()
-                if mode.once:
+                if mode.whole:
                     return
         finally:
             server.close()

@@ -66,10 +66,13 @@ class Output(ControlBlock):
     def tsval(self) -> int:
         """TSval of a segment: the NIC's clock, but never less than the peer has seen. While the NIC forwards the packets of
         another peer in its place, the clock of that one goes on and ours stands (RFC 7323 section 5)."""
-        clock, floor = self.endpoint.tsval(), self.ts_floor
+        floor = self.ts_floor
+        if floor is not None and self.splice is not None:
+            return floor
+        clock = self.endpoint.tsval()
         if floor is None:
             return clock
-        if self.splice is not None or (floor - clock) & MASK < HALF:
+        if (floor - clock) & MASK < HALF:
             return floor
         self.ts_floor = None
         return clock

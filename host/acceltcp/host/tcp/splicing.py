@@ -344,13 +344,12 @@ class Pair(Splice):
         conn, other = half.conn, half.other.conn
         ends, peer = ends_of(conn.key), conn.peer
         link = peer.link
-        flags = SpliceSideFlag(0)
-        for flag, on in (
+        on = (
             (SpliceSideFlag.IPV6, peer.ipv6), (SpliceSideFlag.VLAN, len(link) > ETHERNET.size),
             (SpliceSideFlag.TIMESTAMPS, conn.timestamps), (SpliceSideFlag.SACK, conn.sack and other.sack),
             (SpliceSideFlag.ECN, conn.ecn and other.ecn),
-        ):  # fmt: skip
-            flags |= flag if on else 0
+        )  # fmt: skip
+        flags = sum(int(flag) for flag, set_ in on if set_)
         return {
             "remote": int.from_bytes(ends.remote.rjust(16, b"\0"), "little"),
             "local": int.from_bytes(ends.local.rjust(16, b"\0"), "little"),
