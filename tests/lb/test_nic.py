@@ -187,7 +187,8 @@ def test_more_than_was_announced():
     run(test)
 
 
-def test_a_client_that_resets_in_mid_body(caplog):
+@pytest.mark.parametrize("splices", [16, 0])
+def test_a_client_that_resets_in_mid_body(splices):
     async def test(world: World) -> None:
         await world.start(sizes())
         reader, writer = await world.connect()
@@ -195,9 +196,10 @@ def test_a_client_that_resets_in_mid_body(caplog):
         await reader.readexactly(100_000)
         writer.transport.abort()
         await until(lambda: not world.balancer.proxy.sessions)
-        assert (await world.stop())["aborted"] == {"client": 1}
+        stats = await world.stop()
+        assert stats["aborted"] == {"client": 1} and stats["backends"][f"{NEAR4}:8000"]["errors"] == 0
 
-    run(test)
+    run(test, splices=splices)
 
 
 def test_a_client_that_answers_and_takes_nothing(caplog):

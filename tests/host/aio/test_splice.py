@@ -148,7 +148,8 @@ def test_a_reset_resets_the_other_side(hardware, side):
             with pytest.raises(ConnectionResetError):
                 await client.read()
         result = await proxy.result()
-        assert isinstance(result, ConnectionResetError), result
+        who = ("client", "server")[side]
+        assert isinstance(result, ConnectionResetError) and str(result).endswith(f": the {who} has reset the connection"), result
         await until(lambda: not far._users and not far.endpoint.connections)
 
     run_spliced(test)

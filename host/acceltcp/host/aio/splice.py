@@ -19,7 +19,7 @@ from acceltcp.abi.registers import Feature
 from ..checks import check_flag, check_integer, check_number
 from ..tcp import TcpConnection
 from ..tcp.settings import SECONDS_MAX
-from ..tcp.splicing import REFUSALS, Outcome
+from ..tcp.splicing import REFUSALS, Outcome, blamed
 from .relay import Detachable, relay
 
 if TYPE_CHECKING:
@@ -83,10 +83,11 @@ async def splice(
 
     idle_timeout: seconds without a packet after which both are reset. hardware: False never asks the NIC, True insists on it.
 
-    Raises `OSError` as `relay` does: when a connection fails, the other one is reset; `ConnectionResetError`, too, when the server
-    ends its data before the limit; `TimeoutError` after the idle time-out. To cancel resets both. With `hardware` True: `DeviceError` when this NIC
-    does not splice, `OSError` (EOPNOTSUPP) with the reason when it does not splice these; they are as before then. `ValueError` for
-    a bad argument, `OSError` (ENOTCONN) for a connection that is closed already.
+    Raises `OSError` as `relay` does, with a text that says whether it was the client or the server: when a connection fails, the other one
+    is reset; `ConnectionResetError`, too, when the server ends its data before the limit; `TimeoutError` after the idle time-out, with
+    neither in its text. To cancel resets both. With `hardware` True: `DeviceError` when this NIC does not splice, `OSError` (EOPNOTSUPP)
+    with the reason when it does not splice these; they are as before then. `ValueError` for a bad argument, `OSError` (ENOTCONN) for a
+    connection that is closed already.
     """
     if limit is not None:
         check_integer("limit", limit, 1, 1 << 62)
@@ -148,20 +149,31 @@ async def _in_software(
         refusals = client.nic.refused_splices
         refusals[refused] = refusals.get(refused, 0) + 1
     client.nic.software_splices += 1
-    if limit is not None:
-        await _until(_Bounded(client.nic, (_Lent(client), _Lent(server)), limit), idle_timeout)
-        return SpliceResult("limit", 0, limit, refused=refused)
+    try:
+        if limit is not None:
+            await _until(_Bounded(client.nic, (_Lent(client), _Lent(server)), limit), idle_timeout)
+            return SpliceResult("limit", 0, limit, refused=refused)
+        one, two = await _relayed(client, server, idle_timeout)
+    except OSError as error:
+        for who, side in (("client", client), ("server", server)):
+            if side.tcp.error is error:
+                raise blamed(error, who) from None
+        raise
+    return SpliceResult("closed", one, two, refused=refused)
+
+
+async def _relayed(client: Spliceable, server: Spliceable, idle_timeout: float | None) -> tuple[int, int]:
+    """As `relay`, with an idle time-out."""
     tcps = client.tcp, server.tcp
     relaying = asyncio.ensure_future(relay(client, server))
     try:
         await _watch(relaying, tcps, idle_timeout)
-        one, two = relaying.result()
+        return relaying.result()
     finally:
         if not relaying.done():
             relaying.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError):
                 await relaying
-    return SpliceResult("closed", one, two, refused=refused)
 
 
 async def _watch(

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .connection import TcpConnection
     from .endpoint import TcpEndpoint
 
-__all__ = ["REFUSALS", "Half", "Outcome", "Pair", "PairUser", "Splicing"]
+__all__ = ["REFUSALS", "Half", "Outcome", "Pair", "PairUser", "Splicing", "blamed"]
 
 _ANSWER_S = 30.0
 """A device that has not answered a `SPLICE` by then is given up."""
@@ -60,6 +60,12 @@ REFUSALS = {
     "no_secret": "the NIC's connection table is not ready",
 }
 """Why connections are not spliced, in words; the NIC's other refusals are named as its statuses are."""
+
+
+def blamed(error: OSError, who: str) -> OSError:
+    """An error of one of the two connections that says whose it is, "client" or "server"."""
+    what = f"the {who} has reset the connection" if isinstance(error, ConnectionResetError) else f"the {who}'s connection has failed"
+    return OSError(error.errno, f"{error.strerror}: {what}")
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,11 @@ class Half:
         self.kept_ts: int | None = None
 
     @property
+    def who(self) -> str:
+        """Whose it is, for errors."""
+        return "client" if self.pair.halves[0] is self else "server"
+
+    @property
     def offset(self) -> int:
         """Added to a sequence number of its peer it is one of the other connection."""
         return self.other.end - self.rcv
@@ -140,7 +151,7 @@ class Half:
         flags = segment.flags
         if flags & RST:
             if self._number(segment.seq) == self.sent and verdict != Verdict.DIVERTED:
-                self.pair.fail(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)))
+                self.pair.fail(blamed(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)), self.who))
             return
         if flags & SYN or not flags & ACK:
             return
@@ -311,7 +322,7 @@ class Half:
 
     def closed(self, error: OSError | None) -> None:
         """It has ended by itself: its peer acknowledges nothing of what was written before."""
-        self.pair.fail(error or ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED)))
+        self.pair.fail(blamed(error or ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED)), self.who))
 
 
 class Pair(Splice):
@@ -473,8 +484,7 @@ class Pair(Splice):
         if status in (Status.OK, Status.LIMIT):
             return None
         if status is Status.RESET:
-            who = "server" if reset_by else "client"
-            return ConnectionResetError(errno.ECONNRESET, f"{os.strerror(errno.ECONNRESET)}: the {who} has reset the connection")
+            return blamed(ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)), self.halves[reset_by].who)
         if status is Status.IDLE:
             return TimeoutError(errno.ETIMEDOUT, f"no packet came for {self.idle_timeout:g} s")
         return ConnectionAbortedError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
