@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import re
@@ -38,11 +39,15 @@ class SplicingNet(SocketNet):
     async def join(self, client: Stream, server: Stream, limit: int | None, idle: float) -> Joined:
         self.joins.append(limit)
         octets = [0, 0]
+        loop = asyncio.get_running_loop()
 
         async def way(number: int, source: Stream, sink: Stream, most: int | None) -> None:
             while most is None or octets[number] < most:
-                async with asyncio.timeout(idle):
+                try:
                     data = await source.read(65536 if most is None else min(65536, most - octets[number]))
+                except OSError as error:
+                    raise OSError(error.errno, f"{error.strerror}: the {('client', 'server')[number]} has reset the connection") from None
+                late.reschedule(loop.time() + idle)
                 if not data:
                     if most is not None:
                         raise ConnectionResetError("the server ended its data before the limit")
@@ -55,11 +60,15 @@ class SplicingNet(SocketNet):
         ways = [asyncio.ensure_future(way(1, server, client, limit))]
         if limit is None:
             ways.append(asyncio.ensure_future(way(0, client, server, None)))
+        late = asyncio.timeout(idle)
         try:
-            await asyncio.gather(*ways)
-        except BaseException:
+            async with late:
+                await asyncio.gather(*ways)
+        except BaseException as error:
             client.abort()
             server.abort()
+            if late.expired():
+                raise TimeoutError(errno.ETIMEDOUT, f"no packet came for {idle:g} s") from error
             raise
         finally:
             for task in ways:

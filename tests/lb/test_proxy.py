@@ -337,6 +337,23 @@ def test_tunnels(splices, connect):
     run(test)
 
 
+@pytest.mark.parametrize("splices", NETS)
+def test_a_tunnel_in_which_one_side_listens_only(splices, caplog):
+    """It is not idle before both are silent, and then it is nobody's fault."""
+
+    async def test() -> None:
+        caplog.set_level("INFO", "acceltcp.lb")
+        start = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: news\r\n\r\n"
+        async with World(says(start, *[0.1, b"news"] * 8, close=False), net=net(splices), timeouts={"idle": 0.4}) as world:
+            got = await world.talk(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: news\r\n\r\n")
+            assert got.endswith(b"\r\n\r\n" + 8 * b"news" + b"RESET")
+            assert world.proxy.aborted == {"idle": 1} and world.proxy.backends.members[0].errors == 0
+        (line,) = [record for record in caplog.records if record.name == "acceltcp.lb"]
+        assert line.getMessage().endswith(" came for 0.4 s") and line.levelname == "INFO"
+
+    run(test)
+
+
 def test_a_refused_upgrade_is_an_answer_like_others():
     async def test() -> None:
         async with World(says(b"HTTP/1.1 426 Upgrade Required\r\nConnection: upgrade\r\nUpgrade: TLS/1.0\r\nContent-Length: 2\r\n\r\nno", close=False)) as world:

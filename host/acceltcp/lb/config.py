@@ -54,7 +54,7 @@ class Timeouts:
     response: float = 60.0
     """For a back end to begin its answer, once it has the whole request."""
     idle: float = 60.0
-    """Without a byte in mid-body, or in a tunnel, either way."""
+    """Without a byte in mid-body; in a tunnel, of either side."""
     keep_alive: float = 60.0
     """A connection may wait so long for its next request, a client's and a back end's."""
     down: float = 5.0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import h11
 
-from .streams import Peer, PeerError
+from .streams import PIECE, Peer, PeerError
 
 if TYPE_CHECKING:
     from h11._headers import Headers
@@ -38,7 +38,6 @@ _NEVER_NAMED = frozenset((b"host", b"content-length"))
 _FORBIDDEN_TRAILERS = _HOP | {b"host", b"authorization", b"cookie", b"set-cookie", b"via", b"x-forwarded-for", b"expect"}
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
 _CHUNK_LINE = 512
-_PIECE = 1 << 16
 _VERSIONS = (b"1.0", b"1.1")
 _AUTHORITY = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[-A-Za-z0-9._~%]+)(?::[0-9]{0,5})?")
 
@@ -282,7 +281,7 @@ class ChunkReader:
             if not self._left:
                 await self._end()
                 return b""
-        data = await self._peer.read(min(self._left, _PIECE))
+        data = await self._peer.read(min(self._left, PIECE))
         if not data:
             raise self._peer.ended("in mid-body")
         self._left -= len(data)

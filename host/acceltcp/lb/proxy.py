@@ -14,27 +14,25 @@ from collections import Counter
 from typing import Any
 
 from .backends import Backends, Link
+from .bodies import Bodies, Silence
 from .config import Config
 from .http import (
-    ChunkReader,
     Malformed,
     Refused,
     Request,
     Response,
-    fields_text,
     own_response,
     read_request,
     read_response,
     request_head,
     response_head,
 )
-from .streams import HeadTooLarge, Joined, Net, Peer, PeerError, Stream
+from .streams import PIECE, HeadTooLarge, Net, Peer, PeerError, Stream
 
 __all__ = ["Proxy"]
 
 log = logging.getLogger("acceltcp.lb")
 
-_PIECE = 1 << 16
 _LINGER_S, _LINGER_BYTES = 2.0, 1 << 20
 """A client that is refused may still be sending; a reset because of that could take the answer from it."""
 
@@ -108,6 +106,7 @@ class _Session:
         address, port = stream.peer
         self.address = address
         self.client = Peer(stream, f"client {address} port {port}", self.config.timeouts.idle)
+        self.bodies = Bodies(proxy, self.client)
         self.gone = asyncio.ensure_future(stream.wait_closed())
         self._waiting = False
         """For a request of which nothing has come."""
@@ -137,6 +136,9 @@ class _Session:
                     return
                 except PeerError as error:
                     self._cut(request, str(error), "client" if error.peer is self.client else "backend")
+                    return
+                except Silence as silence:
+                    self._cut(request, str(silence), "idle")
                     return
         finally:
             self.gone.cancel()
@@ -228,9 +230,9 @@ class _Session:
     async def _upload(self, request: Request, link: Link) -> None:
         """Hand on the request's body."""
         if request.length is None:
-            await self._chunks(self.client, link, framed=True)
+            await self.bodies.chunks(self.client, link, framed=True)
         else:
-            await self._copy(self.client, link, request.length)
+            await self.bodies.copy(self.client, link, request.length)
 
     async def _response(self, request: Request, link: Link, upload: asyncio.Task[None] | None) -> Response:
         """The head of the final one; interim ones are handed on."""
@@ -306,15 +308,15 @@ class _Session:
             if framing == "none":
                 await self.client.write(head)
             elif framing == "length":
-                await self._length(head, response.length, link, uploading)
+                await self.bodies.of_length(head, response.length, link, uploading)
             elif framing == "chunked":
                 self.client.put(head)
-                await self._chunks(link, self.client, framed=not dechunked)
+                await self.bodies.chunks(link, self.client, framed=not dechunked)
             elif framing == "close":
-                await self._until_close(head, link, uploading)
+                await self.bodies.until_close(head, link, uploading)
             else:
                 await self.client.write(head)
-                await self._tunnel(link)
+                await self.bodies.tunnel(link)
         except Malformed as error:
             raise PeerError(link, f"sent a malformed body: {error}") from None
         except HeadTooLarge:
@@ -330,117 +332,6 @@ class _Session:
             await self._linger()
             return False, None
         return keep, reuse
-
-    async def _length(self, head: bytes, length: int, link: Link, uploading: bool) -> None:
-        config = self.config
-        if length < config.splice_min or not self._may_splice(uploading):
-            self.client.put(head)
-            await self._copy(link, self.client, length)
-            self._relayed(length)
-            return
-        await self.client.write(head)
-        self._joined(await self._join(link, length), length)
-
-    async def _until_close(self, head: bytes, link: Link, uploading: bool) -> None:
-        if self.config.splice_until_close and self._may_splice(uploading):
-            await self.client.write(head)
-            joined = await self._join(link, None)
-            self._joined(joined, joined.server_octets)
-            return
-        self.client.put(head)
-        total = 0
-        while data := await link.read(_PIECE):
-            await self.client.write(data)
-            total += len(data)
-        await self.client.drain()
-        self._relayed(total)
-
-    async def _tunnel(self, link: Link) -> None:
-        """Everything, both ways, until both have ended."""
-        if self._may_splice(False):
-            joined = await self._join(link, None)
-            self._joined(joined, joined.client_octets + joined.server_octets)
-            return
-        ways = [asyncio.ensure_future(self._way(*pair)) for pair in ((self.client, link), (link, self.client))]
-        try:
-            self._relayed(sum(await asyncio.gather(*ways)))
-        finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
-
-    async def _way(self, source: Peer, sink: Peer) -> int:
-        total = 0
-        while data := await source.read(_PIECE):
-            await sink.write(data)
-            total += len(data)
-        sink.stream.write_eof()
-        return total
-
-    # -- bodies ----------------------------------------------------------------------------
-
-    async def _copy(self, source: Peer, sink: Peer, length: int) -> None:
-        left = length
-        while left:
-            data = await source.read(min(left, _PIECE))
-            if not data:
-                raise source.ended(f"{left} bytes before the end of a body of {length}")
-            left -= len(data)
-            await sink.write(data)
-        await sink.drain()
-
-    async def _chunks(self, source: Peer, sink: Peer, *, framed: bool) -> None:
-        """A chunked body, in chunks of our own or in none."""
-        reader = ChunkReader(source, self.config.limits.header_bytes)
-        total = 0
-        while True:
-            late = asyncio.timeout(self.config.timeouts.idle)
-            try:
-                async with late:
-                    data = await reader.read()
-            except TimeoutError:
-                raise PeerError(source, f"sent nothing for {self.config.timeouts.idle:g} s in mid-body", late=True) from None
-            if not data:
-                break
-            total += len(data)
-            await sink.write(b"%x\r\n%b\r\n" % (len(data), data) if framed else data)
-        if framed:
-            sink.put(b"0\r\n%b\r\n" % fields_text(reader.trailers))
-        await sink.drain()
-        if sink is self.client:
-            self._relayed(total)
-
-    def _may_splice(self, uploading: bool) -> bool:
-        if not self.config.splice or not self.proxy.net.splices:
-            return False
-        if uploading:
-            self.proxy.not_spliced["uploading"] += 1
-        return not uploading
-
-    async def _join(self, link: Link, limit: int | None) -> Joined:
-        idle, rate = self.config.timeouts.idle, self.config.limits.min_rate
-        late = asyncio.timeout(idle + limit / rate if limit is not None and rate else None)
-        try:
-            async with late:
-                return await self.proxy.net.join(self.stream, link.stream, limit, idle)
-        except OSError as error:
-            if late.expired():
-                raise PeerError(self.client, f"was sent less than {rate} bytes per second of a spliced body", late=True) from None
-            # Both are reset by now; whose fault it was only the text tells.
-            text = error.strerror or str(error)
-            raise PeerError(self.client if "the client" in text else link, f"failed while spliced: {text}") from None
-
-    def _joined(self, joined: Joined, octets: int) -> None:
-        if joined.refused is not None:
-            self.proxy.not_spliced[joined.refused] += 1
-        kind = "spliced" if joined.hardware else "relayed"
-        self.proxy.bodies[kind] += 1
-        self.proxy.octets[kind] += octets
-
-    def _relayed(self, octets: int) -> None:
-        if octets:
-            self.proxy.bodies["relayed"] += 1
-            self.proxy.octets["relayed"] += octets
 
     # -- what went wrong -------------------------------------------------------------------
 
@@ -461,7 +352,7 @@ class _Session:
         left = _LINGER_BYTES
         with contextlib.suppress(OSError):
             async with asyncio.timeout(_LINGER_S):
-                while left > 0 and (data := await self.stream.read(_PIECE)):
+                while left > 0 and (data := await self.stream.read(PIECE)):
                     left -= len(data)
 
     def _cut(self, request: Request | None, text: str, whose: str) -> None:

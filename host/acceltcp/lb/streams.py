@@ -18,7 +18,12 @@ from typing import Protocol, cast
 from acceltcp.abi.wire import MSS_DEFAULT_IPV4, TCP
 from acceltcp.host import Connection, Nic, splice
 
-__all__ = ["HeadTooLarge", "Joined", "Net", "NicNet", "NicStream", "Peer", "PeerError", "SocketNet", "SocketStream", "Stream"]
+__all__ = [
+    "PIECE", "HeadTooLarge", "Joined", "Net", "NicNet", "NicStream", "Peer", "PeerError", "SocketNet", "SocketStream", "Stream",
+]  # fmt: skip
+
+PIECE = 1 << 16
+"""Bytes of a body that are read at once at most."""
 
 
 class Stream(Protocol):
@@ -123,16 +128,20 @@ class Peer:
         except OSError as error:
             raise self.failed(error) from None
 
-    async def read(self, n: int) -> bytes:
-        """Some; b'' at the end."""
-        late = asyncio.timeout(self.idle)
+    async def some(self, n: int) -> bytes:
+        """Some, whenever it comes; b'' at the end."""
         try:
-            async with late:
-                return await self.stream.read(n)
+            return await self.stream.read(n)
         except OSError as error:
-            if late.expired():
-                raise PeerError(self, f"sent nothing for {self.idle:g} s in mid-body", late=True) from None
             raise self.failed(error) from None
+
+    async def read(self, n: int) -> bytes:
+        """Some, in time; b'' at the end."""
+        try:
+            async with asyncio.timeout(self.idle):
+                return await self.some(n)
+        except TimeoutError:
+            raise PeerError(self, f"sent nothing for {self.idle:g} s in mid-body", late=True) from None
 
     def put(self, data: bytes) -> None:
         """Write, and `drain` later."""
