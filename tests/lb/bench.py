@@ -10,7 +10,7 @@ import random
 import re
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from acceltcp.lb.config import Config, parse
@@ -41,12 +41,17 @@ class SplicingNet(SocketNet):
         octets = [0, 0]
         loop = asyncio.get_running_loop()
 
+        @contextlib.contextmanager
+        def of(number: int) -> Iterator[None]:
+            try:
+                yield
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror}: the {('client', 'server')[number]} has reset the connection") from None
+
         async def way(number: int, source: Stream, sink: Stream, most: int | None) -> None:
             while most is None or octets[number] < most:
-                try:
+                with of(number):
                     data = await source.read(65536 if most is None else min(65536, most - octets[number]))
-                except OSError as error:
-                    raise OSError(error.errno, f"{error.strerror}: the {('client', 'server')[number]} has reset the connection") from None
                 late.reschedule(loop.time() + idle)
                 if not data:
                     if most is not None:
@@ -54,8 +59,9 @@ class SplicingNet(SocketNet):
                     sink.write_eof()
                     return
                 octets[number] += len(data)
-                sink.write(data)
-                await sink.drain()
+                with of(1 - number):
+                    sink.write(data)
+                    await sink.drain()
 
         ways = [asyncio.ensure_future(way(1, server, client, limit))]
         if limit is None:

@@ -14,6 +14,7 @@ def test_everything(tmp_path):
     file.write_text(
         """
         balance = "uri_hash"
+        balance_per = "connection"
         backend_keep_alive = false
         splice = true
         splice_min = 100000
@@ -45,6 +46,7 @@ def test_everything(tmp_path):
     config = load(file)
     assert config.backends == (BackendConfig("10.0.0.1", 81, 1), BackendConfig("web.example", 82, 3))
     assert (config.listen.address, config.listen.port, config.balance) == ("10.0.0.2", 8000, "uri_hash")
+    assert config.balance_per == "connection"
     assert (config.timeouts.header, config.timeouts.down, config.timeouts.stop) == (2.5, 0, 6)
     assert (config.limits.header_bytes, config.limits.backend_connections, config.limits.pooled_connections) == (8192, 10, 4)
     assert (config.splice_min, config.splice_until_close, config.backend_keep_alive) == (100000, True, False)
@@ -53,6 +55,7 @@ def test_everything(tmp_path):
 def test_only_back_ends_are_needed():
     config = parse({"backends": ONE})
     assert config.listen.port == 80 and config.listen.address is None and config.balance == "round_robin" and config.splice
+    assert config.balance_per == "request"
     assert parse({"backends": ONE, "limits": {"backend_connections": 5}}).limits.pooled_connections == 5
     assert BackendConfig("fd00::1", 80).name == "[fd00::1]:80"
 
@@ -73,11 +76,13 @@ def test_only_back_ends_are_needed():
         ({"backends": ONE + ONE}, "backends[1] is 10.0.0.1:8080 again; expected each back end once"),
         ({"balance": "round-robin"}, "balance must be one of 'round_robin', 'least_connections', 'uri_hash', not 'round-robin'; nearest: 'round_robin'"),
         ({"balance": 5}, "balance must be one of"),
+        ({"balance_per": "conection"}, "balance_per must be one of 'request', 'connection', not 'conection'; nearest: 'connection'"),
+        ({"balance_pre": "request"}, "balance_pre = 'request': there is no such key; nearest: 'balance_per'"),
         ({"splice": 1}, "splice must be true or false, not 1"),
         ({"splice_min": 0}, "splice_min must be from 1 to"),
         ({"splice_mim": 5}, "splice_mim = 5: there is no such key; nearest: 'splice_min'"),
         ({"backend": []}, "backend = []: there is no such key; nearest: 'backends'"),
-        ({"zzz": 1}, "zzz = 1: there is no such key; known: balance, backend_keep_alive"),
+        ({"zzz": 1}, "zzz = 1: there is no such key; known: balance, balance_per, backend_keep_alive"),
         ({"listen": 80}, "listen must be a table like { port = ... }, not 80"),
         ({"listen": {"port": 0}}, "listen.port must be from 1 to 65535, not 0"),
         ({"listen": {"address": "10.0.0"}}, "listen.address must be an IP address like '10.0.0.2'"),

@@ -281,3 +281,139 @@ def test_a_stop_serves_what_runs():
         await stopping
 
     run(test)
+
+
+# -- back ends chosen per connection ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("splices", [16, 0])
+@pytest.mark.parametrize("v6", [False, True])
+def test_per_connection(v6, splices):
+    async def test(world: World) -> None:
+        rng = random.Random(6)
+        await world.start(sizes("a"), sizes("b"), sizes("c"), balance_per="connection")
+        octets = 0
+        for turn in range(6):
+            reader, writer = await world.connect()
+            for number in range(5):
+                body = rng.randbytes(rng.choice((0, 1, 60_000)))
+                target = f"/{rng.choice(['', 'chunked/'])}{rng.choice((0, 1, 1448, 65536))}?{number}"
+                writer.write(f"{'POST' if body else 'GET'} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+                writer.write(body)
+                status, fields, got = await read_response(reader)
+                assert status == 200 and got == (body or body_of(target)) and fields["x-server"] == "abc"[turn % 3]
+                octets += len(body) + len(got)
+            writer.write_eof()
+            assert await rest_of(reader) == b""
+            writer.close()
+        # The NIC says when it has forgotten them.
+        await until(lambda: not world.balancer.proxy.sessions)
+        stats = await world.stop()
+        handed = stats["handed_over"]
+        assert handed.pop("bytes") > octets
+        assert handed == {"connections": 6, "live": 0, "spliced": 6 * bool(splices), "relayed": 6 * (not splices)}
+        assert stats["not_spliced"] == ({} if splices else {"no_feature": 6}) and stats["aborted"] == stats["refused"] == {}
+        assert [each["requests"] for each in stats["backends"].values()] == [2, 2, 2]
+        assert world.far.stats()["splice"]["closed"] == 6 * bool(splices)
+
+    run(test, v6=v6, splices=splices)
+
+
+def test_per_connection_when_the_nic_has_no_room():
+    """One more than it can splice: relayed, and counted."""
+
+    async def test(world: World) -> None:
+        await world.start(sizes("a"), balance_per="connection")
+        clients = [await world.connect() for _ in range(2)]
+        for reader, writer in clients:
+            writer.write(b"GET /9 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await read_response(reader))[2] == body_of("/9")
+        for reader, writer in clients:
+            writer.write(b"GET /100000 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await read_response(reader))[2] == body_of("/100000")
+            writer.write_eof()
+            assert await rest_of(reader) == b""
+            writer.close()
+        await until(lambda: not world.balancer.proxy.sessions)
+        stats = await world.stop()
+        assert (stats["handed_over"]["spliced"], stats["handed_over"]["relayed"]) == (1, 1)
+        assert stats["not_spliced"] == {"table_full": 1} and world.far.stats()["splice"]["refused"] == {"table_full": 1}
+
+    run(test, splices=1)
+
+
+@pytest.mark.parametrize("splices", [16, 0])
+@pytest.mark.parametrize(
+    ("end", "aborted", "errors", "said"),
+    [
+        ("server", {"backend": 1}, 1, "Connection reset by peer: the server has reset the connection"),
+        ("client", {"client": 1}, 0, "Connection reset by peer: the client has reset the connection"),
+        ("silent", {"idle": 1}, 0, "cut off: no packet came for 0.4 s"),
+    ],
+)
+def test_per_connection_that_is_cut_off(end, aborted, errors, said, splices, caplog):
+    async def test(world: World) -> None:
+        caplog.set_level("INFO", "acceltcp.lb")
+
+        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(SHORT)
+            await asyncio.sleep(0.1)
+            if end == "server":
+                writer.transport.abort()
+            await reader.read()
+
+        await world.start(handler, balance_per="connection", timeouts={"idle": 0.4})
+        reader, writer = await world.connect()
+        writer.write(b"GET /here HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readexactly(len(SHORT)) == SHORT
+        if end == "client":
+            writer.transport.abort()
+        else:
+            assert await rest_of(reader) == b"RESET"
+            writer.close()
+        await until(lambda: not world.balancer.proxy.sessions)
+        stats = await world.stop()
+        assert stats["aborted"] == aborted and stats["backends"][f"{NEAR4}:8000"]["errors"] == errors
+        (line,) = [record for record in caplog.records if record.name == "acceltcp.lb"]
+        assert "GET /here: cut off: " in line.getMessage() and line.getMessage().endswith(said)
+        assert line.levelname == ("WARNING" if end == "server" else "INFO")
+
+    run(test, splices=splices)
+
+
+@pytest.mark.parametrize("splices", [16, 0])
+def test_per_connection_a_stop_ends_splices(splices, caplog):
+    async def test(world: World) -> None:
+        await world.start(sizes("a"), balance_per="connection", timeouts={"stop": 0.3})
+        idle, _ = await world.connect()
+        reader, writer = await world.connect()
+        writer.write(b"GET /9 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await read_response(reader)
+        await until(lambda: len(world.balancer.proxy.sessions) == 2)
+        stopping = asyncio.ensure_future(world.stop())
+        assert await rest_of(idle) == b""
+        assert await rest_of(reader) == b"RESET"
+        writer.close()
+        assert (await stopping)["handed_over"]["live"] == 0
+        assert [record.getMessage() for record in caplog.records] == ["1 connections were not over after 0.3 s: cut off"]
+
+    run(test, splices=splices)
+
+
+def test_per_connection_a_client_that_has_ended_its_data():
+    """The NIC does not take half a connection."""
+
+    async def test(world: World) -> None:
+        await world.start(sizes("a"), balance_per="connection")
+        reader, writer = await world.connect()
+        writer.write(b"GET /50000 HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write_eof()
+        assert (await read_response(reader))[2] == body_of("/50000") and await rest_of(reader) == b""
+        writer.close()
+        await until(lambda: not world.balancer.proxy.sessions)
+        stats = await world.stop()
+        assert stats["handed_over"]["connections"] == 1 and stats["aborted"] == {}
+        assert stats["not_spliced"] == {"state": 1}
+
+    run(test)

@@ -468,7 +468,7 @@ def test_the_limit_of_connections():
             waiting = [asyncio.ensure_future(world.talk(b"GET / HTTP/1.0\r\n\r\n")) for _ in range(4)]
             await until(lambda: [member.active for member in world.proxy.backends.members] == [2, 2])
             got = await world.talk(b"GET / HTTP/1.0\r\n\r\n")
-            assert got.startswith(b"HTTP/1.1 503 ") and got.endswith(b"all back ends have 2 requests each\n")
+            assert got.startswith(b"HTTP/1.1 503 ") and got.endswith(b"all back ends have 2 connections each\n")
             hold.set()
             assert all(answer.startswith(b"HTTP/1.1 200") for answer in await asyncio.gather(*waiting))
 
@@ -570,6 +570,6 @@ def test_a_stop_cuts_off_what_takes_too_long(caplog):
             await until(lambda: world.proxy.backends.members[0].active)
             await world.proxy.close()
             assert await rest_of(reader) == b"RESET" and not world.proxy.sessions
-        assert any("1 requests were not over after 0.1 s" in record.getMessage() for record in caplog.records)
+        assert any("1 connections were not over after 0.1 s" in record.getMessage() for record in caplog.records)
 
     run(test)

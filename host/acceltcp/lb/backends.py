@@ -177,8 +177,8 @@ class Backends:
             backend.requests += 1
             return link
         if full == len(order):
-            raise Refused(503, "backends_full", f"all back ends have {self._config.limits.backend_connections} requests each")
-        rest = f", {full} have all the requests that they may have" if full else ""
+            raise Refused(503, "backends_full", f"all back ends have {self._config.limits.backend_connections} connections each")
+        rest = f", {full} have all the connections that they may have" if full else ""
         raise Refused(503, "no_backend", f"none of {len(order)} back ends takes a connection{rest}")
 
     async def close(self) -> None:

@@ -94,11 +94,26 @@ class Bodies:
 
     async def tunnel(self, link: Link) -> None:
         """Everything, both ways, until both have ended. Raises `Silence`."""
-        joined = await self._join(link, None) if self._may_splice(False) else await self._both_ways(link)
+        joined = await self._both_ways(link)
         self._joined(joined, joined.client_octets + joined.server_octets)
 
+    async def hand_over(self, link: Link) -> None:
+        """As a tunnel, of a whole connection."""
+        handed = self.proxy.handed
+        handed["connections"] += 1
+        handed["live"] += 1
+        try:
+            joined = await self._both_ways(link)
+        finally:
+            handed["live"] -= 1
+        handed[self._kind(joined)] += 1
+        handed["bytes"] += joined.client_octets + joined.server_octets
+
     async def _both_ways(self, link: Link) -> Joined:
-        """In the host. It is idle when neither sends: a peer may listen for as long as it likes."""
+        return await self._join(link, None) if self._may_splice(False) else await self._in_host(link)
+
+    async def _in_host(self, link: Link) -> Joined:
+        """It is idle when neither sends: a peer may listen for as long as it likes."""
         idle, loop = self.config.timeouts.idle, asyncio.get_running_loop()
         late = asyncio.timeout(idle)
 
@@ -149,10 +164,13 @@ class Bodies:
                 raise Silence(text) from None
             raise PeerError(link, f"failed while spliced: {text}") from None
 
-    def _joined(self, joined: Joined, octets: int) -> None:
+    def _kind(self, joined: Joined) -> str:
         if joined.refused is not None:
             self.proxy.not_spliced[joined.refused] += 1
-        kind = "spliced" if joined.hardware else "relayed"
+        return "spliced" if joined.hardware else "relayed"
+
+    def _joined(self, joined: Joined, octets: int) -> None:
+        kind = self._kind(joined)
         self.proxy.bodies[kind] += 1
         self.proxy.octets[kind] += octets
 

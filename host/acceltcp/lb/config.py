@@ -15,9 +15,10 @@ from typing import Any
 
 from acceltcp.host.checks import check_flag, check_integer, check_number, parse_address
 
-__all__ = ["BALANCES", "BackendConfig", "Config", "Limits", "Listen", "Timeouts", "load", "parse"]
+__all__ = ["BALANCES", "PERS", "BackendConfig", "Config", "Limits", "Listen", "Timeouts", "load", "parse"]
 
 BALANCES = ("round_robin", "least_connections", "uri_hash")
+PERS = ("request", "connection")
 _SECONDS_MOST = 86400
 
 
@@ -86,6 +87,8 @@ class Config:
     timeouts: Timeouts = field(default_factory=Timeouts)
     limits: Limits = field(default_factory=Limits)
     balance: str = "round_robin"
+    balance_per: str = "request"
+    """What a back end is chosen for. A "connection" is given to it with the first request, and read no more."""
     backend_keep_alive: bool = True
     """Connections to back ends are used again."""
     splice: bool = True
@@ -123,12 +126,15 @@ def _host(name: str, value: object) -> None:
         raise ValueError(f"{name} must be an address or a name, like '10.0.0.1' or 'web1.example', not {value!r}")
 
 
-def _balance(name: str, value: object) -> None:
-    if not isinstance(value, str) or value not in BALANCES:
-        near = difflib.get_close_matches(str(value), BALANCES, 1)
-        raise ValueError(
-            f"{name} must be one of {', '.join(map(repr, BALANCES))}, not {value!r}" + (f"; nearest: {near[0]!r}" if near else "")
-        )
+def _one_of(names: tuple[str, ...]) -> _Check:
+    def check(name: str, value: object) -> None:
+        if not isinstance(value, str) or value not in names:
+            near = difflib.get_close_matches(str(value), names, 1)
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, names))}, not {value!r}" + (f"; nearest: {near[0]!r}" if near else "")
+            )
+
+    return check
 
 
 _LISTEN: dict[str, _Check] = {"port": _integer(1, 65535), "address": _address}
@@ -142,8 +148,8 @@ _LIMITS: dict[str, _Check] = {
     "min_rate": _integer(0, 1 << 40),
 }  # fmt: skip
 _TOP: dict[str, _Check] = {
-    "balance": _balance, "backend_keep_alive": _flag, "splice": _flag, "splice_min": _integer(1, 1 << 62),
-    "splice_until_close": _flag,
+    "balance": _one_of(BALANCES), "balance_per": _one_of(PERS), "backend_keep_alive": _flag, "splice": _flag,
+    "splice_min": _integer(1, 1 << 62), "splice_until_close": _flag,
 }  # fmt: skip
 _TABLES = ("listen", "timeouts", "limits", "backends")
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from h11._headers import Headers
 
 __all__ = [
-    "ChunkReader", "Malformed", "Refused", "Request", "Response", "own_response", "read_request", "read_response", "request_head",
-    "response_head",
+    "ChunkReader", "Malformed", "Refused", "Request", "Response", "first_head", "own_response", "read_request", "read_response",
+    "request_head", "response_head",
 ]  # fmt: skip
 
 Field = tuple[bytes, bytes]
@@ -318,28 +318,42 @@ def fields_text(fields: Iterable[Field]) -> bytes:
 
 def request_head(request: Request, client: str, backend: str, keep_alive: bool) -> bytes:
     """The head for a back end. client: its address."""
-    fields, seen = [], []
-    has_host = False
-    for name, value in request.fields:
-        lower = name.lower()
-        if lower == b"x-forwarded-for":
-            seen.append(value)
-            continue
-        has_host = has_host or lower == b"host"
-        fields.append((name, value))
-    if not has_host:  # HTTP/1.0
+    fields = _request_fields(request, client)
+    if not any(name.lower() == b"host" for name, _ in fields):  # HTTP/1.0
         fields.insert(0, (b"Host", backend.encode()))
+    if request.upgrade is not None:
+        fields += [(b"Connection", b"upgrade"), (b"Upgrade", request.upgrade)]
+    elif not keep_alive and request.method != b"CONNECT":
+        fields.append((b"Connection", b"close"))
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (request.method, request.target, fields_text(fields))
+
+
+def first_head(request: Request, client: str) -> bytes:
+    """The head for a back end that has the client to itself from now on: version, and whether the connection stays, are as the
+    client said."""
+    fields = _request_fields(request, client)
+    options = []
+    if request.method != b"CONNECT" and request.keep_alive != (request.version == b"1.1"):
+        options.append(b"keep-alive" if request.keep_alive else b"close")
+    if request.upgrade is not None:
+        options.append(b"upgrade")
+        fields.append((b"Upgrade", request.upgrade))
+    if options:
+        fields.append((b"Connection", b", ".join(options)))
+    return b"%b %b HTTP/%b\r\n%b\r\n" % (request.method, request.target, request.version, fields_text(fields))
+
+
+def _request_fields(request: Request, client: str) -> list[Field]:
+    """What is sent on, with where it comes from and how its body ends."""
+    fields = [field for field in request.fields if field[0].lower() != b"x-forwarded-for"]
+    seen = [value for name, value in request.fields if name.lower() == b"x-forwarded-for"]
     if request.length is None:
         fields.append((b"Transfer-Encoding", b"chunked"))
     elif request.sized:
         fields.append((b"Content-Length", b"%d" % request.length))
     fields.append((b"X-Forwarded-For", b", ".join([*seen, client.encode()])))
     fields.append((b"Via", request.version + b" acceltcp"))
-    if request.upgrade is not None:
-        fields += [(b"Connection", b"upgrade"), (b"Upgrade", request.upgrade)]
-    elif not keep_alive and request.method != b"CONNECT":
-        fields.append((b"Connection", b"close"))
-    return b"%b %b HTTP/1.1\r\n%b\r\n" % (request.method, request.target, fields_text(fields))
+    return fields
 
 
 def response_head(response: Response, request: Request, keep_alive: bool, dechunked: bool = False) -> bytes:

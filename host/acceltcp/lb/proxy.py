@@ -2,7 +2,7 @@
 
 A `Proxy` has a `_Session` for each client's connection, which serves one request after the other. Heads, chunked bodies and
 short bodies go through the host. A body whose length is known is given to the NIC, which forwards exactly that many bytes; then both
-connections are ours again.
+connections are ours again. If back ends are chosen per connection, the first request decides, and the NIC has the connections from then on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .http import (
     Refused,
     Request,
     Response,
+    first_head,
     own_response,
     read_request,
     read_response,
@@ -55,6 +56,7 @@ class Proxy:
         self.not_spliced: Counter[str] = Counter()
         self.bodies: Counter[str] = Counter()
         self.octets: Counter[str] = Counter()
+        self.handed: Counter[str] = Counter()
 
     async def handle(self, stream: Stream) -> None:
         """One client; returns when its connection is to be closed."""
@@ -73,6 +75,7 @@ class Proxy:
             "bodies": {
                 kind: {"bodies": self.bodies[kind], "bytes": self.octets[kind]} for kind in ("spliced", "relayed")
             },
+            "handed_over": {key: self.handed[key] for key in ("connections", "live", "spliced", "relayed", "bytes")},
             "not_spliced": dict(self.not_spliced),
             "refused": dict(self.refused),
             "aborted": dict(self.aborted),
@@ -80,7 +83,7 @@ class Proxy:
         }  # fmt: skip
 
     async def close(self) -> None:
-        """Serve no more requests; those that run may end, within the time of the configuration."""
+        """Serve no more requests; those that run, and connections handed over, may end, within the time of the configuration."""
         self.stopping = True
         tasks = {session.task for session in self.sessions}
         for session in list(self.sessions):
@@ -90,7 +93,7 @@ class Proxy:
             for task in running:
                 task.cancel()
             if running:
-                log.warning("%d requests were not over after %g s: cut off", len(running), self.config.timeouts.stop)
+                log.warning("%d connections were not over after %g s: cut off", len(running), self.config.timeouts.stop)
                 await asyncio.wait(running)
         await self.backends.close()
 
@@ -184,12 +187,13 @@ class _Session:
 
     async def _serve(self, request: Request) -> bool:
         """Whether another request may follow."""
-        fresh = not request.repeatable
+        hand_over = self.config.balance_per == "connection"
+        fresh = hand_over or not request.repeatable
         while True:
             link = await self.proxy.backends.link(self.stream, request.target, fresh=fresh)
             reuse: bool | None = None
             try:
-                keep, reuse = await self._exchange(request, link)
+                keep, reuse = await (self._hand_over if hand_over else self._exchange)(request, link)
                 return keep
             except _Stale:
                 fresh = True
@@ -204,6 +208,15 @@ class _Session:
                 raise
             finally:
                 link.backend.release(link, reuse)
+
+    async def _hand_over(self, request: Request, link: Link) -> tuple[bool, bool | None]:
+        """The back end has the client to itself from now on; what of this request and of others has come goes along. As `_exchange`."""
+        try:
+            await link.write(first_head(request, self.address))
+        except PeerError as error:
+            raise Refused(502, "backend_failed", f"{error}") from None
+        await self.bodies.hand_over(link)
+        return False, False
 
     async def _exchange(self, request: Request, link: Link) -> tuple[bool, bool | None]:
         """Whether the client's connection, and the back end's, may be used again (None: it has to be reset)."""
