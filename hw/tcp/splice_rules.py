@@ -109,6 +109,8 @@ class SpliceRules(wiring.Component):
 
         # A cycle early: the packet in the numbers of the other connection.
         early, sides = self.early_op, self.early_state.sides
+        # (The idle time, too, no packet changes; a unit of time that begins in between is not missed.)
+        idle_end, linger_end = (Signal(SPLICE_TIME_BITS, reset_less=True, name=name) for name in ("idle_end", "linger_end"))
         mine_offset, other_offset = (Mux(early.side ^ k, sides[1].offset, sides[0].offset) for k in (0, 1))
         seq_there, ack_there = Signal(32, reset_less=True), Signal(32, reset_less=True)
         end_there = Signal(32, reset_less=True)
@@ -116,6 +118,8 @@ class SpliceRules(wiring.Component):
             seq_there.eq(early.seq + mine_offset),
             ack_there.eq(early.ack - other_offset),
             end_there.eq(early.data_end + mine_offset),
+            idle_end.eq(self.now + self.early_state.idle),
+            linger_end.eq(self.now + self.linger),
         ]
 
         mine, other = Signal(SpliceSideState), Signal(SpliceSideState)
@@ -232,9 +236,9 @@ class SpliceRules(wiring.Component):
                                 new.sides[1 - side].snd_end.eq(other_end),
                             ]
                     with m.If(state.state == PairState.ACTIVE):
-                        m.d.comb += new.deadline.eq(self.now + state.idle)
+                        m.d.comb += new.deadline.eq(idle_end)
                         with m.If(mine.fin_acked & other_acked):
-                            m.d.comb += [new.deadline.eq(self.now + self.linger), new.state.eq(PairState.LINGER)]
+                            m.d.comb += [new.deadline.eq(linger_end), new.state.eq(PairState.LINGER)]
                 # The last reason that holds counts.
                 with m.If(moving & drop):
                     m.d.comb += [act.ended.eq(1), act.status.eq(Status.OK)]
@@ -248,7 +252,7 @@ class SpliceRules(wiring.Component):
                 m.d.comb += [
                     self.write.eq(1),
                     new.state.eq(PairState.ACTIVE),
-                    new.deadline.eq(self.now + state.idle),
+                    new.deadline.eq(idle_end),
                 ]
             with m.Case(OpKind.ABORT):
                 m.d.comb += self.write.eq(found)
