@@ -69,11 +69,19 @@ def test_only_back_ends_are_needed():
         ({"backends": [{"host": "a"}]}, "backends[0].port is missing; expected something like 8080"),
         ({"backends": [{"port": 1}]}, "backends[0].host is missing; expected something like '10.0.0.1'"),
         ({"backends": [{"host": "a b", "port": 1}]}, "backends[0].host must be an address or a name, like '10.0.0.1'"),
+        ({"backends": [{"host": "10.0.0.1:80", "port": 1}]}, "backends[0].host must be an address or a name, like '10.0.0.1' or 'web1.example', not"),
+        ({"backends": [{"host": "http://a/", "port": 1}]}, "backends[0].host must be an address or a name"),
+        ({"backends": [{"host": "10.0.0.256", "port": 1}]}, "backends[0].host must be an address or a name"),
+        ({"backends": [{"host": "[fd00::1]", "port": 1}]}, "backends[0].host must be an address or a name"),
+        ({"backends": [{"host": "fe80::1%eth0", "port": 1}]}, "backends[0].host must be an address or a name"),
+        ({"backends": [{"host": 10, "port": 1}]}, "backends[0].host must be an address or a name"),
         ({"backends": [{"host": "a", "port": 65536}]}, "backends[0].port must be from 1 to 65535, not 65536"),
         ({"backends": [{"host": "a", "port": "80"}]}, "backends[0].port must be an integer from 1 to 65535, not '80'"),
         ({"backends": [{"host": "a", "port": 1, "weight": 0}]}, "backends[0].weight must be from 1 to 1000, not 0"),
         ({"backends": [{"host": "a", "port": 1, "wieght": 2}]}, "backends[0].wieght = 2: there is no such key; nearest: 'weight'"),
         ({"backends": ONE + ONE}, "backends[1] is 10.0.0.1:8080 again; expected each back end once"),
+        ({"backends": [{"host": "fd00::1", "port": 1}, {"host": "FD00:0::1", "port": 1}]}, "backends[1] is [FD00:0::1]:1 again"),
+        ({"backends": [{"host": "web.example", "port": 1}, {"host": "Web.example.", "port": 1}]}, "backends[1] is Web.example.:1 again"),
         ({"balance": "round-robin"}, "balance must be one of 'round_robin', 'least_connections', 'uri_hash', not 'round-robin'; nearest: 'round_robin'"),
         ({"balance": 5}, "balance must be one of"),
         ({"balance_per": "conection"}, "balance_per must be one of 'request', 'connection', not 'conection'; nearest: 'connection'"),
@@ -100,9 +108,17 @@ def test_wrong_values_are_named(change, said):
     assert str(error.value).startswith(said)
 
 
+@pytest.mark.parametrize("host", ["fd00::1", "::ffff:10.0.0.1", "a", "web-1.example", "_http.example.", "1.example", "10a"])
+def test_hosts(host):
+    assert parse({"backends": [{"host": host, "port": 1}]}).backends[0].host == host
+
+
 def test_the_file_is_named(tmp_path):
     file = tmp_path / "lb.toml"
-    for text, said in ((b"a = ", f"{file} is no TOML: "), (b"\xff", f"{file} is no TOML: "), (b"a = 1", f"{file}: a = 1: there")):
+    for text, said in (
+        (b"a = ", f"{file} is no TOML: "), (b"\xff", f"{file} is no TOML: "), (b"a = 1", f"{file}: a = 1: there"),
+        (b"a = " + b"[" * 5000, f"{file} is no TOML: "),
+    ):  # fmt: skip
         file.write_bytes(text)
         with pytest.raises(ValueError) as error:
             load(file)

@@ -7,6 +7,7 @@ not exist the nearest one that does.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -121,9 +122,24 @@ def _address(name: str, value: object) -> None:
     parse_address(name, value)
 
 
+_NAME = re.compile(r"(?:[-\w]+\.)*[-\w]*[A-Za-z_][-\w]*\.?", re.ASCII)
+"""A name of a host: the last label has a letter, or it would be half an address."""
+
+
+def _canonical(host: str) -> str:
+    """The same text for all spellings of a host. Raises `ValueError` for what is none."""
+    if _NAME.fullmatch(host):
+        return host.lower().rstrip(".")
+    return str(parse_address("host", host))
+
+
 def _host(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value or not value.isascii() or any(not "!" <= letter <= "~" for letter in value):
-        raise ValueError(f"{name} must be an address or a name, like '10.0.0.1' or 'web1.example', not {value!r}")
+    try:
+        if not isinstance(value, str):
+            raise ValueError
+        _canonical(value)
+    except ValueError:
+        raise ValueError(f"{name} must be an address or a name, like '10.0.0.1' or 'web1.example', not {value!r}") from None
 
 
 def _one_of(names: tuple[str, ...]) -> _Check:
@@ -159,7 +175,7 @@ def load(path: Path | str) -> Config:
     try:
         with Path(path).open("rb") as file:
             document = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no TOML: {error}") from None
     try:
         return parse(document)
@@ -184,7 +200,7 @@ def parse(document: Mapping[str, Any]) -> Config:
             if name not in given:
                 raise ValueError(f"{where}.{name} is missing; expected something like {example}")
         backend = BackendConfig(**given)
-        if backend.name in [other.name for other in found]:
+        if (_canonical(backend.host), backend.port) in [(_canonical(other.host), other.port) for other in found]:
             raise ValueError(f"{where} is {backend.name} again; expected each back end once (weight gives it more)")
         found.append(backend)
     parts: dict[str, Any] = {}
