@@ -221,6 +221,8 @@ class Connection(TcpHolder):
 
     def write_eof(self) -> None:
         """End our data; reading goes on."""
+        if self.detached:
+            return
         self._tcp.shutdown()
         self._nic.schedule_flush()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import TYPE_CHECKING, Protocol
 
 from ..tcp import TcpConnection
@@ -25,6 +26,12 @@ class Detachable(Protocol):
 
     def detach(self) -> TcpConnection:
         """Give it away."""
+
+    def is_closing(self) -> bool:
+        """Whether nothing can be written any more."""
+
+    def abort(self) -> None:
+        """Reset it."""
 
 
 class _Side:
@@ -138,9 +145,13 @@ async def relay(first: Detachable, second: Detachable) -> tuple[int, int]:
     """Hand on what comes on each connection to the other, with back-pressure, until both have closed; the numbers of
     bytes that came on the first and on the second. Both are detached: their owners hear nothing more.
 
-    An end of data is handed on as one. A connection that fails resets the other, and its `OSError` is raised;
-    to cancel resets both.
+    An end of data is handed on as one. A connection that fails resets the other, and its `OSError` is raised; so does one that
+    was closed before (ENOTCONN). To cancel resets both.
     """
+    for mine, theirs in ((first, second), (second, first)):
+        if mine.is_closing():
+            theirs.abort()
+            raise OSError(errno.ENOTCONN, "one of the connections is closed, nothing can be relayed")
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     errors: list[OSError] = []
     sides = (_Side(first.nic, first.detach(), done, errors), _Side(second.nic, second.detach(), done, errors))

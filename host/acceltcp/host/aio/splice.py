@@ -43,8 +43,6 @@ class Spliceable(Detachable, Protocol):
     def writable(self) -> None: ...
     def handed_over(self, flow: Flow) -> None: ...
     def closed(self, error: OSError | None) -> None: ...
-    def is_closing(self) -> bool: ...
-    def abort(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,10 +82,10 @@ async def splice(
     idle_timeout: seconds without a packet after which both are reset. hardware: False never asks the NIC, True insists on it.
 
     Raises `OSError` as `relay` does, with a text that says whether it was the client or the server: when a connection fails, the other one
-    is reset; `ConnectionResetError`, too, when the server ends its data before the limit; `TimeoutError` after the idle time-out, with
-    neither in its text. To cancel resets both. With `hardware` True: `DeviceError` when this NIC does not splice, `OSError` (EOPNOTSUPP)
-    with the reason when it does not splice these; they are as before then. `ValueError` for a bad argument, `OSError` (ENOTCONN) for a
-    connection that is closed already.
+    is reset, also if it was closed before (ENOTCONN); `ConnectionResetError`, too, when the server ends its data before the limit;
+    `TimeoutError` after the idle time-out, with neither in its text. To cancel resets both. With `hardware` True: `DeviceError` when this
+    NIC does not splice, `OSError` (EOPNOTSUPP) with the reason when it does not splice these; they are as before then. So they are after
+    `ValueError` for a bad argument, and `OSError` (EBUSY) for a connection that is lent or given away already.
     """
     if limit is not None:
         check_integer("limit", limit, 1, 1 << 62)
@@ -99,11 +97,7 @@ async def splice(
         check_flag("hardware", hardware)
     if client is server or client.tcp is server.tcp:
         raise ValueError("client and server are the same connection: it cannot be spliced with itself")
-    for name, one in (("client", client), ("server", server)):
-        # With a limit, nobody writes to the server, and what it has said may be there already.
-        readable = limit is not None and one is server and (one.tcp.receive_buffer or not one.tcp.closed)
-        if not readable and (one.is_closing() or one.tcp.fin_queued or one.tcp.closed):
-            raise OSError(errno.ENOTCONN, f"the {name}'s connection is closed, it cannot be spliced")
+    _check(client, server, limit)
     nic = client.nic
     if hardware:
         nic.device.require(Feature.SPLICE)
@@ -131,6 +125,21 @@ async def splice(
     return SpliceResult("limit", 0, done, client_packets, server_packets, spliced, refused, host_packets)
 
 
+def _check(client: Spliceable, server: Spliceable, limit: int | None) -> None:
+    """Raises `OSError` for what nobody can join. A connection that is over resets the other one, as it would a moment later: the caller
+    may not know that it has it still."""
+    sides = (("client", client, server), ("server", server, client))
+    for name, one, _ in sides:
+        if one.tcp.events is not one and not one.tcp.closed:
+            raise OSError(errno.EBUSY, f"the {name}'s connection is spliced already, or given away")
+    for name, one, other in sides:
+        # With a limit, nobody writes to the server, and what it has said may be there already.
+        readable = limit is not None and one is server and (one.tcp.receive_buffer or not one.tcp.closed)
+        if not readable and (one.is_closing() or one.tcp.fin_queued or one.tcp.closed):
+            other.abort()
+            raise OSError(errno.ENOTCONN, f"the {name}'s connection is closed, it cannot be spliced")
+
+
 def _refusal(client: Spliceable, server: Spliceable, idle_timeout: float | None) -> str | None:
     splicing = client.nic.endpoint.splices
     if splicing is None:
@@ -148,6 +157,7 @@ async def _in_software(
             raise OSError(errno.EOPNOTSUPP, f"the NIC cannot splice these connections: {text}")
         refusals = client.nic.refused_splices
         refusals[refused] = refusals.get(refused, 0) + 1
+    _check(client, server, limit)  # one may have ended while the NIC was asked
     client.nic.software_splices += 1
     try:
         if limit is not None:
@@ -242,7 +252,7 @@ class _Lent:
         self.join.moved()
 
     def handed_over(self, flow: Flow) -> None:
-        """Nobody has closed it."""
+        self.join.lost(self, None)
 
     def closed(self, error: OSError | None) -> None:
         self.join.lost(self, error)
@@ -273,6 +283,7 @@ async def _until(join: _Bounded, idle_timeout: float | None) -> None:
         await _watch(join.done, (one.tcp, two.tcp), idle_timeout)
         join.done.result()
     except BaseException:
+        join.done.cancel()  # nobody wants to hear of what follows
         for side in join.sides:
             side.abort()
         raise
@@ -294,6 +305,9 @@ class _Bounded:
         if self.done.done():
             return
         client, server = self.sides[0].tcp, self.sides[1].tcp
+        if self.left and client.fin_queued:  # its owner has closed it
+            self.lost(self.sides[0], None)
+            return
         while self.left and server.receive_buffer and not client.closed and client.unsent_or_unacked <= client.send_limit:
             data = server.consume(min(_PIECE, self.left))
             client.write(data)
@@ -310,7 +324,7 @@ class _Bounded:
 
     def lost(self, side: _Lent, error: OSError | None) -> None:
         if side is self.sides[0]:
-            self._fail(error or ConnectionAbortedError(errno.ECONNABORTED, "the client's connection has ended"))
+            self._fail(error or ConnectionAbortedError(errno.ECONNABORTED, "the client's connection was closed"))
         elif self.left:
             self.moved()
             if self.left and error is not None:
