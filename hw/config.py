@@ -10,7 +10,7 @@ from amaranth.utils import exact_log2
 
 from acceltcp.abi.registers import PORTS_MAX, QUEUES_MAX
 
-__all__ = ["AXI_BYTES", "KIND_BITS", "SLOT_BITS", "NicConfig", "TableSizes"]
+__all__ = ["AXI_BYTES", "KIND_BITS", "SLOT_BITS", "NicConfig", "TableSizes", "ram_style"]
 
 SLOT_BITS = 144
 """Width of a slot of the connection table, at most."""
@@ -21,6 +21,14 @@ KIND_BITS = 2
 AXI_BYTES = 64
 """Width of the AXI4 master. The DMA has this one width; narrower packet paths meet it
 through a width adapter."""
+
+
+def ram_style(depth, *, ultra, block, ultra_ram=True):
+    """What a memory of `depth` words is made of, as Vivado names it: Ultra RAM from `ultra` words, where `ultra_ram`
+    says that there is some, block RAM from `block` words, else LUTs."""
+    if depth >= ultra and ultra_ram:
+        return "ultra"
+    return "block" if depth >= block else "distributed"
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,14 @@ class TableSizes:
     stash: entries of the stash; one of them is kept free for moves.
     ways: memories per bank, 1 to 16.
     row_bits: width of a row's number; a bank has 2^row_bits rows. None: index_bits - 4.
+    ultra_ram: large banks may be Ultra RAM.
     """
 
     index_bits: int
     stash: int = 16
     ways: int = 9
     row_bits: int | None = None
+    ultra_ram: bool = True
 
     def __post_init__(self):
         if self.row_bits is None:
@@ -91,6 +101,7 @@ class NicConfig:
         the area.
     tick_us: period of `tick` in microseconds, a multiple of 10.
     rss: receive side scaling; without it every packet to no listener goes to the default queue.
+    ultra_ram: the device has Ultra RAM; without it large memories are block RAM.
     """
 
     width: int = 64
@@ -110,6 +121,7 @@ class NicConfig:
     pipelined_hash: bool = True
     tick_us: int = 100
     rss: bool = True
+    ultra_ram: bool = True
 
     def __post_init__(self):
         self._one_of("width", (8, 32, 64))
@@ -174,7 +186,7 @@ class NicConfig:
     @property
     def table(self):
         """Sizes of the connection table."""
-        return TableSizes(self.flow_bits, self.stash)
+        return TableSizes(self.flow_bits, self.stash, ultra_ram=self.ultra_ram)
 
     @classmethod
     def names(cls):

@@ -29,6 +29,7 @@ from amaranth.lib.wiring import In, Out
 
 from acceltcp.abi.messages import Status
 
+from ..config import ram_style
 from .records import Lookup, TablePort
 from .stash import Entry, Stash
 
@@ -88,7 +89,7 @@ class ConnectionTable(wiring.Component):
         sizes = self._sizes
         slot = data.StructLayout({"used": 1, "entry": Entry(sizes)})
         rows = 1 << sizes.row_bits
-        style = "ultra" if rows >= ULTRA_ROWS else "block" if rows >= BLOCK_ROWS else "distributed"
+        style = ram_style(rows, ultra=ULTRA_ROWS, block=BLOCK_ROWS, ultra_ram=sizes.ultra_ram)
         m.submodules.stash = stash = Stash(sizes)
         places = [(bank, way) for bank in range(2) for way in range(sizes.ways)]
 

@@ -17,6 +17,8 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from ..config import ram_style
+
 __all__ = ["StateMemory"]
 
 ULTRA_DEPTH, BLOCK_DEPTH = 16384, 256
@@ -26,7 +28,7 @@ ULTRA_DEPTH, BLOCK_DEPTH = 16384, 256
 class StateMemory(wiring.Component):
     """Read-modify-write memory of `depth` records of `layout`; `side` is the shape of what travels along.
 
-    ram_style: what the memory is made of, as Vivado names it; None: by `depth`.
+    ultra_ram: a deep memory may be Ultra RAM; else it is block RAM.
 
     Members
     -------
@@ -38,9 +40,9 @@ class StateMemory(wiring.Component):
 
     latency = 4
 
-    def __init__(self, layout, depth, side, ram_style=None):
+    def __init__(self, layout, depth, side, ultra_ram=True):
         self._layout, self._depth = layout, depth
-        self._style = ram_style or ("ultra" if depth >= ULTRA_DEPTH else "block" if depth >= BLOCK_DEPTH else "distributed")
+        self._style = ram_style(depth, ultra=ULTRA_DEPTH, block=BLOCK_DEPTH, ultra_ram=ultra_ram)
         index = range(depth)
         super().__init__(
             {

@@ -23,6 +23,7 @@ from acceltcp.abi.messages import SPLICE_UNIT_STEPS, Status, Verdict
 from acceltcp.abi.registers import TIMER_TICKS
 from acceltcp.abi.wire import TCP, TCPFlag
 
+from ..config import ram_style
 from ..counts import counts_layout
 from ..csr.splice import LINGER_BITS
 from ..stream.fifo import StreamFifo
@@ -128,7 +129,8 @@ class SpliceEngine(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        m.submodules.memory = memory = StateMemory(SplicePair, config.splices, SpliceOp, ram_style=self._pair_style())
+        # The Ultra RAM of a board that has it is for the ways.
+        m.submodules.memory = memory = StateMemory(SplicePair, config.splices, SpliceOp, ultra_ram=False)
         m.submodules.rules = rules = SpliceRules()
         m.submodules.outputs = outputs = StreamFifo(SpliceOutput, OUTPUTS)
         m.submodules.waiting = waiting = StreamFifo(SpliceRecord, RECORDS, kind="block")
@@ -177,10 +179,6 @@ class SpliceEngine(wiring.Component):
             | self.aborts.valid | self.reads.valid
         )  # fmt: skip
         return m
-
-    def _pair_style(self):
-        """Large ones go into block RAM: the Ultra RAM of a board that has it is for the ways."""
-        return "block" if self._config.splices >= ULTRA_WAYS else None
 
     def _time(self, m, now):
         """`now` counts units; returns a strobe for each."""
@@ -263,7 +261,7 @@ class SpliceEngine(wiring.Component):
         """The memory of ways and the dispatch records, as late as the operation."""
         config = self._config
         depth = 2 * config.splices
-        style = "ultra" if depth >= ULTRA_WAYS else "block" if depth >= BLOCK_WAYS else "distributed"
+        style = ram_style(depth, ultra=ULTRA_WAYS, block=BLOCK_WAYS, ultra_ram=config.ultra_ram)
         m.submodules.ways = ways = Memory(shape=SpliceWay(config), depth=depth, init=[], attrs={"ram_style": style})
         change, read = ways.write_port(), ways.read_port()
         m.d.comb += [

@@ -108,7 +108,7 @@ class Teardown(wiring.Component):
         m = Module()
         config = self._config
         m.submodules.waiting = waiting = StreamFifo(FlowPacket(config), PACKETS, kind="block")
-        m.submodules.memory = memory = StateMemory(flow_layout(config), config.flows, FlowOp)
+        m.submodules.memory = memory = StateMemory(flow_layout(config), config.flows, FlowOp, config.ultra_ram)
         m.submodules.rules = rules = FlowRules(config)
         m.submodules.outputs = outputs = FlowOutputs(config, memory.latency)
         m.submodules.sweeper = sweeper = Sweeper(config.flows, memory.latency + 1)
