@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 from amaranth.back import rtlil, verilog
 
-__all__ = ["LARGE_BITS", "convert"]
+__all__ = ["LARGE_BITS", "convert", "convert_for"]
 
 LARGE_BITS = 1 << 20
 """Memories of so many bits are written without initial contents."""
@@ -18,6 +18,15 @@ def convert(design, name, **options):
     """
     with _large_memories_without_contents():
         return verilog.convert(design, name=name, emit_src=False, **options)
+
+
+def convert_for(platform, design, name):
+    """The whole of a board as Verilog text, from a design that asks `platform` for its pins; large memories as above.
+
+    Afterwards the platform knows the ports, their pins and clocks. It serves one design.
+    """
+    with _large_memories_without_contents():
+        return platform.prepare(design, name, emit_src=False).files[f"{name}.v"]
 
 
 @contextmanager
