@@ -2,15 +2,15 @@
 
 Records come in groups of 64; one bit per group says whether any of them may be in use. A *lap* visits every group
 whose bit is set. It begins `LAP_STEPS` timer steps after the last one began, `AGAIN_STEPS` if something that was due had
-to be put off. A *search* goes on, group by group, from where the last one ended, while free records are wanted, and takes
-turns with a lap; once it has been all around in vain it rests until a record is freed. The first lap after a reset clears
-all records.
+to be put off; while nothing is in use none begins. A *search* goes on, group by group, from where the last one ended,
+while free records are wanted, and takes turns with a lap; once it has been all around in vain it rests until a record is
+freed. The first lap after a reset clears all records.
 
 A visit is a request; its operation comes back `LATENCY` cycles after the grant with what was found. (Clearing is not
 answered.)
 
 * Throughput: one visit per cycle when granted in every cycle; a group costs 64 visits and 10 cycles, one whose bit is
-  clear costs a lap 4 cycles.
+  clear costs a lap 2 cycles.
 * Registered: requests. Overflow: cannot happen. Reset: starts with the clearing lap.
 """
 
@@ -103,6 +103,7 @@ class Sweeper(wiring.Component):
         since = Signal(range(LAP_STEPS + 1), init=LAP_STEPS)
         any_given, any_used, touched = Signal(), Signal(), Signal()
         again = Signal()  # the next lap is due early
+        inhabited = Signal()  # the last lap has seen a group in use, or a record has come into use since it began
         occupied_here = Signal()
         install_group = self.install_index[inner_bits:] if groups > 1 else C(0, 1)
 
@@ -153,7 +154,7 @@ class Sweeper(wiring.Component):
             with m.State("Choose"):
                 m.d.comb += self.busy.eq(lap | due | hungry)
                 with m.If(due & ~lap):
-                    m.d.sync += [lap.eq(1), since.eq(0), again.eq(0)]
+                    m.d.sync += [lap.eq(inhabited), inhabited.eq(0), since.eq(0), again.eq(0)]
                 with m.Elif(hungry & (~lap | turn)):
                     m.d.sync += [searching.eq(1), turn.eq(0), group.eq(search_group)]
                     m.next = "Look at a group"
@@ -165,9 +166,14 @@ class Sweeper(wiring.Component):
                 m.d.sync += [inner.eq(0), any_used.eq(0), any_given.eq(0), touched.eq(0), occupied_here.eq(look.data)]
                 m.next = "Skip or visit"
             with m.State("Skip or visit"):
-                m.next = "Next group"
                 with m.If(occupied_here | searching):
+                    m.d.sync += inhabited.eq(inhabited | ~searching)
                     m.next = "Visit"
+                with m.Else():
+                    m.d.sync += [group.eq(group + 1), lap_group.eq(Mux(last, 0, lap_group + 1)), lap.eq(~last)]
+                    m.next = "Look at a group"
+                    with m.If(last | hungry):
+                        m.next = "Choose"
             with m.State("Visit"):
                 m.d.comb += self.request.eq(1)
                 with m.If(self.grant):
@@ -192,6 +198,8 @@ class Sweeper(wiring.Component):
                         m.d.sync += in_vain.eq(in_vain + 1)
                         with m.If(in_vain == groups):
                             m.d.sync += self.exhausted.eq(1)
+        with m.If(self.install):
+            m.d.sync += inhabited.eq(1)
         with m.If(self.freed):
             m.d.sync += self.exhausted.eq(0)
         with m.If(self.freed | self.result & self.given):

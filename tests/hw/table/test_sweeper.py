@@ -199,7 +199,7 @@ def test_no_lap_before_its_time(period, gap):
 
 
 def test_cost_of_a_lap():
-    """64 visits and 10 cycles for a group in use, 4 cycles for one that is not."""
+    """64 visits and 10 cycles for a group in use, 2 cycles for one that is not."""
     bench = Bench(8 * GROUP)
 
     async def scenario(ctx):
@@ -214,7 +214,35 @@ def test_cost_of_a_lap():
         first = {index // GROUP: cycle for cycle, index in bench.visits if index % GROUP == 0}
         assert [index for _, index in bench.visits] == members(0, 1, 5)
         assert first[1] - first[0] == GROUP + 5 + LATENCY
-        assert first[5] - first[1] == GROUP + 5 + LATENCY + 3 * 4
+        assert first[5] - first[1] == GROUP + 5 + LATENCY + 3 * 2
+
+    bench.run(scenario)
+
+
+def test_nothing_in_use_costs_nothing():
+    """A lap that is due while every record is free is over at once: after a reset, and when the last one has gone."""
+    bench = Bench(8 * GROUP)
+
+    async def cost(ctx):
+        """Busy cycles of the next lap that is due."""
+        await bench.settle(ctx)
+        cycles = 0
+        for cycle in range(LAP_STEPS + 3 * bench.depth):
+            await bench.tick(ctx, step=cycle < LAP_STEPS)
+            cycles += ctx.get(bench.dut.busy)
+        return cycles
+
+    async def scenario(ctx):
+        assert await cost(ctx) == 1
+        await bench.tick(ctx, install=3 * GROUP)
+        assert await cost(ctx) > GROUP
+        await bench.tick(ctx, freed=3 * GROUP)
+        assert await cost(ctx) > GROUP  # finds that it is the last
+        assert 2 * 8 <= await cost(ctx) < GROUP  # finds nothing
+        assert await cost(ctx) == 1
+        assert bench.take() == members(3, 3)
+        await bench.tick(ctx, install=5 * GROUP)
+        assert await bench.lap(ctx) == members(5)
 
     bench.run(scenario)
 
