@@ -115,11 +115,13 @@ class Server(threading.Thread):
                     self.config[access.offset : access.offset + access.count] = data
                     return access.pack()
                 return access.pack() + bytes(self.config[access.offset : access.offset + access.count])
-            assert access.region == 0 and access.count == 4
+            assert access.region == 0 and access.count % 4 == 0
             if command == Command.REGION_WRITE:
+                assert access.count == 4
                 self.registers[access.offset] = int.from_bytes(data, "little")
                 return access.pack()
-            return access.pack() + self.registers.get(access.offset, 0).to_bytes(4, "little")
+            offsets = range(access.offset, access.offset + access.count, 4)
+            return access.pack() + b"".join(self.registers.get(at, 0).to_bytes(4, "little") for at in offsets)
         return b""
 
 
@@ -146,6 +148,21 @@ def test_registers_are_read_and_written_in_order(server):
     transport.close()
     transport.close()
     assert server.ended.wait(30)
+
+
+def test_a_block_of_registers_is_one_message(server):
+    transport = VfioUserTransport(server.path)
+    for i in range(5):
+        transport.write32(0x8000 + 4 * i, 0xFFFFFFFF - i)
+    before = len(server.headers)
+    assert transport.read_block(0x8004, 3) == [0xFFFFFFFE, 0xFFFFFFFD, 0xFFFFFFFC]
+    assert [header.command for header in server.headers[before:] if header.command != Command.REGION_WRITE] == [
+        Command.REGION_READ
+    ]
+    server.override[Command.REGION_READ] = lambda s, header, body: s.reply(header, body + bytes(8))
+    with pytest.raises(DeviceError, match="answered a read of 12 bytes with 8"):
+        transport.read_block(0x8004, 3)
+    transport.close()
 
 
 def test_memory_is_shared(server):

@@ -265,11 +265,9 @@ class Device:
         """All counters, captured at one clock edge, by name."""
         self.registers.CONTROL.snapshot.write(snapshot=1)
         self._wait("snapshot_busy", "take a counter snapshot")
-        read = self.transport.read32
-        return {
-            counter.name: read(COUNTER_BASE + 8 * i) | read(COUNTER_BASE + 8 * i + 4) << 32
-            for i, counter in enumerate(COUNTERS)
-        }
+        words = self.transport.read_block(COUNTER_BASE, 2 * len(COUNTERS))
+        halves = zip(words[::2], words[1::2], strict=True)
+        return {counter.name: low | high << 32 for counter, (low, high) in zip(COUNTERS, halves, strict=True)}
 
 
 def _write_secret(block: BlockAccess, secret: bytes | None) -> None:

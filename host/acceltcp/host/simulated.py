@@ -142,6 +142,12 @@ class SimulatedTransport(Transport):
         except DeviceLostError as error:
             raise self._explain(error) from None
 
+    def read_block(self, offset: int, count: int) -> list[int]:
+        try:
+            return self._get().read_block(offset, count)
+        except DeviceLostError as error:
+            raise self._explain(error) from None
+
     def write32(self, offset: int, value: int) -> None:
         try:
             self._get().write32(offset, value)

@@ -36,6 +36,10 @@ class Transport(ABC):
     def read32(self, offset: int) -> int:
         """A register. Earlier writes have reached the device."""
 
+    def read_block(self, offset: int, count: int) -> list[int]:
+        """`count` registers in a row. Where each access is a message, they are one."""
+        return [self.read32(offset + 4 * number) for number in range(count)]
+
     @abstractmethod
     def write32(self, offset: int, value: int) -> None:
         """Write a register; posted: the call may return before the device has seen it."""

@@ -173,6 +173,9 @@ class VfioUserTransport(Transport):
             raise DeviceError(f"{self.description} answered a register read with {len(reply)} bytes.")
         return int.from_bytes(reply[RegionAccess.byte_size :], "little")
 
+    def read_block(self, offset: int, count: int) -> list[int]:
+        return list(struct.unpack(f"<{count}I", self._region_read(Region(pci.BAR_REGISTERS), offset, 4 * count)))
+
     def write32(self, offset: int, value: int) -> None:
         msg_id = self._msg_id = (self._msg_id + 1) & 0xFFFF
         self._send(
