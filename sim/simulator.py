@@ -24,8 +24,8 @@ log = logging.getLogger("acceltcp.sim")
 IDLE_PERIOD = 0.010
 """Longest time without ticks, in seconds."""
 
-RUN_CYCLES = 2000
-"""Cycles that a core runs before others get their turn."""
+RUN_CYCLES = 200
+"""Cycles that a core runs before others get their turn: a few milliseconds, which is what a client waits for an answer."""
 
 TICKS_MAX = 10_000
 """Ticks that a core is given at a time, before others get their turn."""

@@ -250,25 +250,21 @@ struct Shell {
         top->rst = 1;
         for (uint32_t i = 0; i < (cycles ? cycles : 1); ++i) edge();
         top->rst = 0;
+        edge();  // the core may take its reset through a register (see verilate.py)
     }
 
-    // One clock cycle with the inputs as they are; outputs are sampled between the two.
-    void fall() {
+    // One clock cycle with the inputs as they are. Every change of `clk` is one (see verilate.py), except with waveforms,
+    // which show a clock as it is.
+    void edge() {
+#if ACCELTCP_TRACE
         top->clk = 0;
         top->eval();
         dump(0);
-    }
-
-    void rise() {
-        top->clk = 1;
+#endif
+        top->clk = !top->clk;
         top->eval();
         dump(1);
         ++count.cycles;
-    }
-
-    void edge() {
-        fall();
-        rise();
     }
 
     void step() {
@@ -280,7 +276,7 @@ struct Shell {
         drive_lite();
         top->tick = ticks != 0;
         top->irq_ready = 1;
-        fall();
+        // Outputs are those of the last edge: they come from registers, whatever the inputs are.
         for (unsigned i = 0; i < ports; ++i) take_tx(i);
         take_axi();
         take_lite();
@@ -293,7 +289,7 @@ struct Shell {
             ++count.irqs;
             note(SHELL_LOG_IRQ, 0, top->irq_vector);
         }
-        rise();
+        edge();
     }
 
     void drive_rx(unsigned index) {

@@ -65,6 +65,16 @@ class FakeDevice:
         return len(self.regions)
 
 
+class Wall:
+    """A clock that goes when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Rig:
     """A simulated NIC with the stand-in for a core, served by a thread."""
 
@@ -192,4 +202,4 @@ def plain_nic(path: Path, device: Any) -> Server:
     return Server(path, PciDevice(device, QUEUES))
 
 
-__all__ = ["QUEUES", "VERSION", "Client", "FakeDevice", "NullWire", "RefusalError", "Rig", "plain_nic"]
+__all__ = ["QUEUES", "VERSION", "Client", "FakeDevice", "NullWire", "RefusalError", "Rig", "Wall", "plain_nic"]

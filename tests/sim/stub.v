@@ -99,7 +99,8 @@ module acceltcp_nic #(parameter W = 64) (
     assign m_axi_wlast = sent == {4'd0, length};
     assign m_axi_bready = 1;
     assign m_axi_rready = 1;
-    assign s_axil_awready = !s_axil_bvalid && s_axil_awvalid && s_axil_wvalid;
+    // As all outputs of the core, it does not depend on inputs; the shell raises both requests together.
+    assign s_axil_awready = !s_axil_bvalid;
     assign s_axil_wready = s_axil_awready;
     assign s_axil_arready = !s_axil_rvalid;
     assign s_axil_bresp = 0;
@@ -126,7 +127,7 @@ module acceltcp_nic #(parameter W = 64) (
             worst <= m_axi_bresp;
             writing <= 0;
         end
-        if (s_axil_awready) begin
+        if (s_axil_awvalid && s_axil_awready) begin
             s_axil_bvalid <= 1;
             case (s_axil_awaddr)
                 16'h1c: begin

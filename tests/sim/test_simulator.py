@@ -14,20 +14,10 @@ from sim.device import Shell
 from sim.server import PciDevice, Server
 from sim.simulator import Clock, Nic, Simulator
 from sim.wires import PairWire
-from tests.sim.rig import QUEUES, Client
+from tests.sim.rig import QUEUES, Client, Wall
 from tests.sim.stub import stub_library
 
 TICKS = 0x60
-
-
-class Wall:
-    """A clock that goes when told."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Hand:
