@@ -13,7 +13,7 @@ from hw.config import NicConfig
 
 __all__ = ["Board", "Flash", "Mac", "Pcie", "UNTRIED", "UnknownBoardError", "load", "names"]
 
-UNTRIED = "core simulated; nothing run on silicon"
+UNTRIED = "simulation only"
 """What is true of every board so far."""
 
 

@@ -1,31 +1,41 @@
-"""Builds the core for a board: `python -m hw.build --board alveo_u50`.
+"""Builds a board: `python -m hw.build --board alveo_u50`.
 
-Writes build/<board>/acceltcp_nic.v; unless told not to, synthesises it with Yosys and
-writes report.json and report.txt beside it. Every parameter of `NicConfig` has a flag.
+Writes build/<board>/: the core as Verilog; the whole board with its shell, constraints and scripts for the vendor's
+tool; unless told not to, what Yosys makes of the core (report.json, report.txt). Runs the vendor's tool if it is on
+PATH. manifest.json is there only when what it lists is whole. Every parameter of `NicConfig` has a flag.
 """
 
-import argparse
+import contextlib
 import dataclasses
 import os
+import signal
 import sys
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 import boards
 
-from .config import NicConfig
+from . import fit, reports
+from .artifacts import Artifacts
+from .options import configuration, parser
 from .report import Figures, Report
 from .synth.netlist import Netlist, NetlistError, Usage
 from .synth.yosys import SynthesisError, stage_modules, synthesise
-from .verilog import convert
+from .verilog import convert, convert_for
+from .vivado.constraints import port_constraints
+from .vivado.run import TOOL, VivadoError, available, run
+from .vivado.scripts import project_files
 
 __all__ = ["MODULE", "board_config", "build", "export", "main", "memory_usage"]
 
 MODULE = "acceltcp_nic"
-"""Name of the Verilog module."""
+"""Name of the core's Verilog module."""
 
 
 def export(config, design=None):
@@ -37,16 +47,30 @@ def export(config, design=None):
     return convert(design, MODULE)
 
 
-def build(board, config, out, *, synth=True, stages=True, design=None, console=None):
-    """Write the Verilog and, with `synth`, the report; returns the `Report` or None.
+def build(board, config, out, *, synth=True, stages=True, vivado=True, design=None, console=None):
+    """Build as far as the tools go; returns the `Report`, None if neither Yosys nor Vivado ran.
 
-    `stages` adds the figures stage by stage, which takes a second synthesis. Raises
-    `SynthesisError` or `NetlistError`.
+    synth: let Yosys say what the core takes. `stages` adds the figures stage by stage, which takes a second
+    synthesis. vivado: run it, if it is there and the board has a shell. Raises `SynthesisError`, `NetlistError`,
+    `VivadoError` or `OSError`; what was complete by then stays.
     """
     console = console or Console(stderr=True)
-    folder = Path(out).resolve() / board.name
-    folder.mkdir(parents=True, exist_ok=True)
-    seconds, cpu_seconds = {}, {}
+    artifacts = Artifacts(Path(out).resolve() / board.name)
+    artifacts.begin()
+    facts = {"board": board.name, "part": board.part, "config": dataclasses.asdict(config)}
+    report = Report(
+        board=board.name,
+        part=board.part,
+        config=dataclasses.asdict(config),
+        capacity=board.capacity,
+        goals=board.goals,
+    )
+
+    def save():
+        artifacts.write("report.json", report.to_json())
+        artifacts.write("report.txt", report.to_text())
+        artifacts.finish(**facts)
+
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
     ) as progress:
@@ -55,55 +79,73 @@ def build(board, config, out, *, synth=True, stages=True, design=None, console=N
             task = progress.add_task(label, total=None)
             started, cpu_started = time.monotonic(), _cpu()
             result = work(lambda text: progress.update(task, description=f"{label}: {text}"))
-            seconds[label] = time.monotonic() - started
-            cpu_seconds[label] = _cpu() - cpu_started
+            report.seconds[label] = time.monotonic() - started
+            report.cpu_seconds[label] = _cpu() - cpu_started
             progress.update(task, description=label, total=1, completed=1)
             return result
 
         text = step("export", lambda _: export(config, design))
-        source = folder / f"{MODULE}.v"
-        source.write_text(text)
-        if not synth:
-            return None
+        source = artifacts.write(f"{MODULE}.v", text)
+        if board.shell:
+            for name, content in step("shell", lambda _: _vendor_files(board, config)).items():
+                artifacts.write(name, content)
+        artifacts.finish(**facts)
+        if synth:
+            _synthesise(report, step, board, source, text, stages)
+            save()
+        if vivado and board.shell and available():
+            try:
+                report.implementation = step(TOOL, lambda tell: run(artifacts.folder, _top(board), tell))
+            except VivadoError as error:
+                report.implementation = error.figures
+                if error.figures:
+                    save()
+                raise
+            for suffix in ("bit", "mcs"):
+                artifacts.add(f"{_top(board)}.{suffix}")
+            save()
+    return report if report.total or report.implementation else None
 
-        def run(label, kept):
-            def work(tell):
-                name = label.replace(" ", "-")
-                found, _ = synthesise(
-                    source, MODULE, folder, name, family=board.family, stages=kept.values(), progress=tell
-                )
-                return found
 
-            return step(label, work)
+def _top(board):
+    """Name of the outermost module, and stem of what comes out of it."""
+    return f"acceltcp_{board.name}"
 
-        modules = stage_modules(text, MODULE) if stages else {}
-        # The two netlists are large: the first is let go before the second is made.
-        total = Figures.of(Netlist(run("whole core", {}), MODULE))
-        rows = {}
-        if modules:
-            hierarchy = run("stages", modules)
-            rows = {
-                name: Figures.of(Netlist(hierarchy, module.removeprefix("\\")), 3)
-                for name, module in modules.items()
-                # A stage without any cell (wiring only) is dissolved.
-                if module.removeprefix("\\") in hierarchy["modules"]
-            }
-            rows["(wiring)"] = Figures.of(Netlist(hierarchy, MODULE), 3)
-    report = Report(
-        board=board.name,
-        part=board.part,
-        config=dataclasses.asdict(config),
-        capacity=board.capacity,
-        goals=board.goals,
-        total=total,
-        stages=rows,
-        seconds=seconds,
-        cpu_seconds=cpu_seconds,
-        tool=_tool(),
-    )
-    (folder / "report.json").write_text(report.to_json())
-    (folder / "report.txt").write_text(report.to_text())
-    return report
+
+def _vendor_files(board, config):
+    """File name -> text: the board with its shell, for the vendor's tool."""
+    platform, shell = board.platform(), board.shell(board, config)
+    verilog = convert_for(platform, shell, _top(board))
+    late = "".join(f"{line}\n" for line in shell.constraints())
+    return project_files(board, _top(board), verilog, port_constraints(platform, board), late, shell.ips)
+
+
+def _synthesise(report, step, board, source, text, stages):
+    """Let Yosys say what the core in the file `source` takes; `text` is its Verilog."""
+
+    def run_yosys(label, kept):
+        def work(tell):
+            name = label.replace(" ", "-")
+            found, _ = synthesise(
+                source, MODULE, source.parent, name, family=board.family, stages=kept.values(), progress=tell
+            )
+            return found
+
+        return step(label, work)
+
+    modules = stage_modules(text, MODULE) if stages else {}
+    # The two netlists are large: the first is let go before the second is made.
+    report.total = Figures.of(Netlist(run_yosys("whole core", {}), MODULE))
+    if modules:
+        hierarchy = run_yosys("stages", modules)
+        report.stages = {
+            name: Figures.of(Netlist(hierarchy, module.removeprefix("\\")), 3)
+            for name, module in modules.items()
+            # A stage without any cell (wiring only) is dissolved.
+            if module.removeprefix("\\") in hierarchy["modules"]
+        }
+        report.stages["(wiring)"] = Figures.of(Netlist(hierarchy, MODULE), 3)
+    report.tool = _tool()
 
 
 def board_config(name):
@@ -140,64 +182,112 @@ def _tool():
     return f"Yosys {version('pyosys')}, synth_xilinx with abc9; Amaranth {version('amaranth')}"
 
 
-def _parser():
-    parser = argparse.ArgumentParser(prog="python -m hw.build", description=__doc__.splitlines()[0])
-    parser.add_argument("--board", help="which board; see --list")
-    parser.add_argument("--list", action="store_true", help="list the boards and stop")
-    parser.add_argument("--out", default="build", type=Path, help="folder for results (default: build)")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
-    parser.add_argument("--no-synth", action="store_true", help="write the Verilog only")
-    parser.add_argument("--no-stages", action="store_true", help="the whole core only: half the time")
-    group = parser.add_argument_group("parameters of the core", "what is not given is the board's")
-    for field in dataclasses.fields(NicConfig):
-        flag = "--" + field.name.replace("_", "-")
-        if field.type is bool:
-            group.add_argument(flag, default=None, action=argparse.BooleanOptionalAction)
-        else:
-            group.add_argument(flag, default=None, type=int, metavar="N")
-    return parser
+def _describe(console):
+    """Print a table of the boards."""
+    table = Table(title="Boards", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("part", no_wrap=True)
+    for heading in ("ports", "host", "core", "built up to", "tried"):
+        table.add_column(heading)
+    for name in boards.names():
+        board = boards.load(name)
+        config = board.config
+        ports = Counter(f"{mac.gbps}G {mac.resource.upper()}" for mac in board.macs[: config.ports])
+        gbits = config.width * 8 * board.core_mhz / 1000
+        table.add_row(
+            name,
+            board.part,
+            ", ".join(f"{count} x {kind}" for kind, count in ports.items()) or "-",
+            f"PCIe {board.pcie}" if board.pcie else "-",
+            f"{config.width} bytes, {board.core_mhz:g} MHz ({gbits:.0f} Gbit/s)",
+            "flash image" if board.shell else "the core",
+            board.tried,
+        )
+    console.print(table)
+
+
+def _say_what_next(console, board, folder):
+    """What was made, and how to go on from here."""
+
+    def say(text):
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    say(f"written to {folder}")
+    if not board.shell:
+        say(f"{board.title} has no shell yet: {MODULE}.v is the core alone")
+    elif (folder / f"{_top(board)}.mcs").exists():
+        say(f"program it: cd {folder} && {TOOL} -mode batch -source program.tcl -tclargs fpga (or flash)")
+    else:
+        say(f"no bitstream: {TOOL} is not on PATH" if not available() else f"no bitstream: {TOOL} was not run")
+        say(f"go on where it is: copy {folder} there, run build.sh, then program.tcl; docs/boards.md has the steps")
+
+
+@contextlib.contextmanager
+def _termination_interrupts():
+    """SIGTERM ends a build as Ctrl-C does, with its tools."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(arguments=None, design=None):
-    """The command. Returns the exit status: 0, 1 for a failed synthesis, 2 for bad arguments."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    output, console = Console(soft_wrap=True), Console(stderr=True)
+    """The command. Returns the exit status: 0, 1 for a failed build, 2 for bad arguments, 130 when interrupted."""
+    commands = parser("python -m hw.build", __doc__.splitlines()[0])
+    options = commands.parse_args(arguments)
+    output, console = Console(width=None if sys.stdout.isatty() else 140), Console(stderr=True)
     if options.list:
-        for name in boards.names():
-            board = boards.load(name)
-            output.print(f"{name}  {board.title}, {board.part}", highlight=False)
+        _describe(output)
         return 0
+    if options.report or options.compare:
+        return reports.show(options.out, compare=options.compare, as_json=options.json, plot=options.plot)
     if not options.board:
-        parser.error("--board is needed; --list shows the boards")
+        commands.error("--board is needed; --list shows the boards")
     try:
         board = boards.load(options.board)
-        flags = {name: getattr(options, name) for name in NicConfig.names()}
-        given = {name: value for name, value in flags.items() if value is not None}
-        if "width" in given:
-            # Buffers are given in beats: with another width they go back to their size in bytes.
-            given = {"rx_buffer_beats": None, "tx_buffer_beats": None, **given}
-        config = dataclasses.replace(board.config, **given)
+        config = configuration(board.config, options)
+        fit.check(board, config)
     except ValueError as error:
-        parser.error(str(error))
+        commands.error(str(error))
+    except OSError as error:
+        commands.error(f"{error.filename}: {error.strerror}")
+
+    def fail(text, status=1):
+        console.print(f"error: {text}", style="red", markup=False, soft_wrap=True)
+        return status
+
+    folder = options.out / board.name
     try:
-        report = build(
-            board,
-            config,
-            options.out,
-            synth=not options.no_synth,
-            stages=not options.no_stages,
-            design=design,
-            console=console,
-        )
-    except (SynthesisError, NetlistError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
-    console.print(f"written to {options.out / board.name}", highlight=False, soft_wrap=True)
+        with _termination_interrupts():
+            report = build(
+                board,
+                config,
+                options.out,
+                synth=not options.no_synth,
+                stages=not options.no_stages,
+                vivado=not options.no_vivado,
+                design=design,
+                console=console,
+            )
+    except (SynthesisError, NetlistError, VivadoError) as error:
+        return fail(error)
+    except OSError as error:
+        return fail(f"{error.filename or folder}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        return fail(f"interrupted; what is whole stays in {folder}, and the same command goes on or begins anew", 130)
+    _say_what_next(console, board, folder)
     if report and options.json:
         sys.stdout.write(report.to_json())
     elif report:
-        report.print(Console(width=None if sys.stdout.isatty() else 140))
+        report.print(output)
     return 0
 
 

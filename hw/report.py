@@ -5,7 +5,7 @@ kept, so nothing is optimised from one into the other and their sum is a little 
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +28,8 @@ _COLUMNS = (
     ("carry", "carry"),
 )
 _LEVELS = "levels"
+_PLAIN = ("board", "part", "config", "capacity", "seconds", "cpu_seconds", "tool")
+"""Fields of a report that are plain data."""
 
 
 @dataclass
@@ -42,6 +44,12 @@ class Figures:
         """Figures of a `Netlist`."""
         return cls(netlist.usage(), netlist.paths(count))
 
+    @classmethod
+    def from_dict(cls, row):
+        """Figures from plain data, as a report has them."""
+        usage = Usage(**{each.name: row[each.name] for each in fields(Usage)})
+        return cls(usage, [Path(**path) for path in row["paths"]])
+
     @property
     def path(self):
         """The deepest path."""
@@ -50,21 +58,28 @@ class Figures:
 
 @dataclass
 class Report:
-    """Everything that a build found out."""
+    """Everything that a build found out.
+
+    total, stages, tool: what Yosys says of the core, None and empty without it.
+    implementation: what the vendor's tool says of the whole board (`hw.vivado.run`), None without it.
+    """
 
     board: str
     part: str
     config: dict
     capacity: dict
     goals: dict
-    total: Figures
+    total: Figures | None = None
     stages: dict[str, Figures] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cpu_seconds: dict[str, float] = field(default_factory=dict)
     tool: str = ""
+    implementation: dict | None = None
 
     def shares(self):
         """Resource -> share of the part, 0 to 1."""
+        if not self.total:
+            return {}
         usage = self.total.usage
         used = {
             "lut": usage.lut_sites,
@@ -77,11 +92,15 @@ class Report:
 
     def verdicts(self):
         """Goal -> (limit, value, met)."""
+        if not self.total:
+            return {}
         values = {**asdict(self.total.usage), _LEVELS: self.total.path.levels}
         return {name: (limit, values[name], values[name] <= limit) for name, limit in self.goals.items()}
 
     def as_dict(self):
         """Plain data for JSON."""
+
+        verdicts = self.verdicts()
 
         def figures(row):
             return {**asdict(row.usage), "levels": row.path.levels, "paths": [p.as_dict() for p in row.paths]}
@@ -94,14 +113,30 @@ class Report:
             "capacity": self.capacity,
             "shares": self.shares(),
             "goals": {
-                name: {"limit": limit, "value": value, "met": met}
-                for name, (limit, value, met) in self.verdicts().items()
+                name: dict(zip(("limit", "value", "met"), verdicts.get(name, (limit, None, None)), strict=True))
+                for name, limit in self.goals.items()
             },
-            "total": figures(self.total),
+            "total": figures(self.total) if self.total else None,
             "stages": {name: figures(row) for name, row in self.stages.items()},
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
             "cpu_seconds": {name: round(value, 1) for name, value in self.cpu_seconds.items()},
+            "implementation": self.implementation,
         }
+
+    @classmethod
+    def from_dict(cls, plain):
+        """The report that `as_dict` was made of. Raises `ValueError` if it was none."""
+        try:
+            total = plain["total"]
+            return cls(
+                **{name: plain[name] for name in _PLAIN},
+                goals={name: goal["limit"] for name, goal in plain["goals"].items()},
+                total=Figures.from_dict(total) if total else None,
+                stages={name: Figures.from_dict(row) for name, row in plain["stages"].items()},
+                implementation=plain.get("implementation"),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"this is no build report: {type(error).__name__} {error}") from None
 
     def to_json(self):
         """The report as JSON text."""
@@ -115,6 +150,17 @@ class Report:
 
     def print(self, console):
         """Print the tables."""
+        if self.total:
+            self._print_core(console)
+        if self.implementation:
+            self._print_implementation(console)
+        times = ", ".join(
+            f"{name} {value:.0f} s ({self.cpu_seconds.get(name, 0):.0f} s of processor)"
+            for name, value in self.seconds.items()
+        )
+        console.print(Text(f"{self.tool}; time: {times}" if self.tool else f"Time: {times}"))
+
+    def _print_core(self, console):
         table = Table(title=f"{self.board} ({self.part})", title_justify="left")
         table.add_column("stage", no_wrap=True)
         for heading, _ in _COLUMNS:
@@ -149,11 +195,23 @@ class Report:
         if self.total.usage.latch:
             console.print(Text(f"{self.total.usage.latch} latches: a design error", style="red"))
         self._print_paths(console)
-        times = ", ".join(
-            f"{name} {value:.0f} s ({self.cpu_seconds.get(name, 0):.0f} s of processor)"
-            for name, value in self.seconds.items()
+
+    def _print_implementation(self, console):
+        timing, used = self.implementation["timing"], self.implementation["utilisation"]
+        slack = ", ".join(
+            f"{kind} {'none' if timing[f'{kind}_slack_ns'] is None else format(timing[f'{kind}_slack_ns'], '+.3f')}"
+            for kind in ("setup", "hold", "pulse")
         )
-        console.print(Text(f"{self.tool}; time: {times}"))
+        verdict = "met" if timing["met"] else f"NOT MET at {timing['setup_failing']} endpoints"
+        style = "green" if timing["met"] else "red"
+        console.print(Text(f"{self.board} placed and routed by {self.implementation['tool']}", style="bold"))
+        console.print(Text(f"Timing {verdict}; worst slack in ns: {slack}", style=style))
+        shares = ", ".join(
+            f"{row['used']:,g} {name.upper()} ({row['used'] / row['available']:.1%})"
+            for name, row in used.items()
+            if row["available"]
+        )
+        console.print(Text(f"Of the part: {shares}"))
 
     def _print_paths(self, console):
         console.print(Text("Deepest paths (LUT levels, carries, from -> to):"))

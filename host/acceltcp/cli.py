@@ -1,7 +1,7 @@
 """The command `acceltcp`.
 
-`info`, `stats`, `flows`, `echo`, `http` and `lb` use the driver; `sim`, `bench` and `demo` hand over to the
-packages of those names, which come with extras. Errors are sentences on standard error and
+`info`, `stats`, `flows`, `echo`, `http` and `lb` use the driver; `sim`, `bench`, `demo` and `report` hand over to
+packages that come with extras. Errors are sentences on standard error and
 status 1; Ctrl-C ends a server in order.
 """
 
@@ -44,6 +44,7 @@ _EXTERNAL = {
     "sim": ("sim.cli", "sim", "Serve the simulated NIC as a vfio-user PCI device."),
     "bench": ("bench.cli", "dev", "Run a benchmark."),
     "demo": ("sim.demo", "sim", "Show a NIC answering a SYN flood."),
+    "report": ("hw.reports", "hw", "Area and timing of the boards built so far, and how two builds differ."),
 }
 """Command -> module with `main(arguments)`, extra that it needs, help."""
 

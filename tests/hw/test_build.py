@@ -1,4 +1,14 @@
+import dataclasses
+import errno
+import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from amaranth import *
@@ -7,7 +17,9 @@ from amaranth.lib.wiring import In, Out
 
 import boards
 from hw import build
-from hw.config import NicConfig
+from tests.boards.everything import Everything
+
+from .vivado import fake_vivado
 
 
 class Stage(wiring.Component):
@@ -49,25 +61,26 @@ class Broken(wiring.Component):
 def test_verilog_only(tmp_path, capsys):
     assert build.main(["--board", "alveo_u50", "--out", str(tmp_path), "--no-synth"], design=Toy()) == 0
     folder = tmp_path / "alveo_u50"
-    assert [path.name for path in folder.iterdir()] == ["acceltcp_nic.v"]
+    assert sorted(path.name for path in folder.iterdir()) == ["acceltcp_nic.v", "manifest.json"]
     assert "module acceltcp_nic(" in (folder / "acceltcp_nic.v").read_text()
-    assert capsys.readouterr().out == ""
+    captured = capsys.readouterr()
+    assert captured.out == "" and "written to " in captured.err
 
 
 @pytest.mark.slow
 def test_whole_build(tmp_path, capsys):
-    arguments = ["--board", "alveo_u50", "--out", str(tmp_path), "--json", "--width", "32"]
+    arguments = ["--board", "netfpga_sume", "--out", str(tmp_path), "--json", "--width", "32"]
     arguments += ["--tx-buffer-beats", "2048", "--no-pipelined-hash"]
     assert build.main(arguments, design=Toy()) == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    folder = tmp_path / "alveo_u50"
+    folder = tmp_path / "netfpga_sume"
     assert report == json.loads((folder / "report.json").read_text())
     assert "whole core, flattened" in (folder / "report.txt").read_text()
     assert (report["config"]["width"], report["config"]["pipelined_hash"]) == (32, False)
     # Buffers keep their size in bytes unless told otherwise.
     assert (report["config"]["rx_buffer_beats"], report["config"]["tx_buffer_beats"]) == (2048, 2048)
-    assert report["config"]["queues"] == boards.load("alveo_u50").config.queues
+    assert report["config"]["queues"] == boards.load("netfpga_sume").config.queues
     assert set(report["stages"]) == {"first", "second", "(wiring)"}
     assert report["stages"]["first"]["ff"] == 8 and report["total"]["ff"] == 16
     assert report["total"]["lut_sites"] == 16
@@ -77,9 +90,13 @@ def test_whole_build(tmp_path, capsys):
     assert "whole core" in captured.err  # progress
 
 
-def test_list(capsys):
+def test_list_describes_every_board(capsys):
     assert build.main(["--list"]) == 0
-    assert "alveo_u50" in capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
+    for name in boards.names():
+        assert name in text
+    for words in ("xc7vx690tffg1761-3", "PCIe Gen3 x8", "2 x 100G QSFP", "1 x 100G QSFP", "2 x 10G SFP", "simulation only"):
+        assert words in text
 
 
 @pytest.mark.parametrize(
@@ -88,6 +105,9 @@ def test_list(capsys):
         (["--board", "alveo_u500"], "no board is named 'alveo_u500'; did you mean 'alveo_u50'?"),
         (["--board", "u50"], "did you mean 'alveo_u50'?"),
         ([], "--board is needed"),
+        (["--board", "alveo_u50", "--ports", "2"], "ports must be at most 1 on alveo_u50, not 2"),
+        (["--board", "alveo_u50", "--width", "8"], "width must be 64 on alveo_u50"),
+        (["--board", "alveo_u50", "--config", "/nowhere.toml"], "/nowhere.toml: No such file or directory"),
         (["--board", "alveo_u50", "--width", "7"], "width must be one of (8, 32, 64), not 7"),
         (["--board", "alveo_u50", "--queues", "3"], "queues must be a power of two from 1 to 64, not 3"),
         (["--board", "alveo_u50", "--queues", "many"], "invalid int value: 'many'"),
@@ -108,9 +128,136 @@ def test_failed_synthesis_ends_with_1(tmp_path, capsys):
     assert "nowhere" in error and "Traceback" not in error
 
 
-def test_every_parameter_has_a_flag():
-    flags = {flag for action in build._parser()._actions for flag in action.option_strings}
-    assert {"--" + name.replace("_", "-") for name in NicConfig.names()} <= flags
+class Shell(Everything):
+    """Stands for what surrounds the core: takes all pins, and has one block of the vendor's."""
+
+    def __init__(self, board, config):
+        self.ips = [SimpleNamespace(module="mac", name="m", vendor="v", library="l", properties={"A": "1"}, after=())]
+
+    def constraints(self):
+        return ["set_false_path -to [get_cells first]"]
+
+
+@pytest.fixture
+def shelled(monkeypatch):
+    """The U50 with that shell."""
+    board = dataclasses.replace(boards.load("alveo_u50"), shell=Shell)
+    monkeypatch.setattr(boards, "load", lambda name: board)
+    return board
+
+
+def run(tmp_path, *arguments):
+    return build.main(["--board", "alveo_u50", "--out", str(tmp_path), "--no-synth", *arguments], design=Toy())
+
+
+def manifest(tmp_path):
+    """What the manifest lists, each checked against its file."""
+    listed = json.loads((tmp_path / "alveo_u50/manifest.json").read_text())["sha256"]
+    for name, digest in listed.items():
+        assert hashlib.sha256((tmp_path / "alveo_u50" / name).read_bytes()).hexdigest() == digest, name
+    return set(listed)
+
+
+VENDOR_FILES = {
+    "acceltcp_nic.v", "acceltcp_alveo_u50.v", "acceltcp_alveo_u50.xdc", "acceltcp_alveo_u50_cells.xdc",
+    "ip.tcl", "settings.tcl", "project.tcl", "program.tcl", "build.sh",
+}  # fmt: skip
+
+
+def test_everything_up_to_the_door_of_the_vendors_tool(tmp_path, shelled, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert run(tmp_path) == 0
+    assert manifest(tmp_path) == VENDOR_FILES
+    folder = tmp_path / "alveo_u50"
+    assert "module acceltcp_alveo_u50(" in (folder / "acceltcp_alveo_u50.v").read_text()
+    assert "set_property PACKAGE_PIN AW27 [get_ports {pcie_x16_0__perst__io}]" in (folder / "acceltcp_alveo_u50.xdc").read_text()
+    assert (folder / "acceltcp_alveo_u50_cells.xdc").read_text() == "set_false_path -to [get_cells first]\n"
+    assert "-module_name mac" in (folder / "ip.tcl").read_text()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no bitstream: vivado is not on PATH" in said and "run build.sh" in said
+
+
+def test_a_bitstream_where_the_tool_is(tmp_path, shelled, capsys, monkeypatch):
+    fake_vivado.install(tmp_path / "tools", monkeypatch, fake_vivado.GOOD)
+    assert run(tmp_path, "--json") == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert report["implementation"]["timing"]["setup_slack_ns"] == 0.012 and report["total"] is None
+    assert report == json.loads((tmp_path / "alveo_u50/report.json").read_text())
+    results = {"acceltcp_alveo_u50.bit", "acceltcp_alveo_u50.mcs", "report.json", "report.txt"}
+    assert manifest(tmp_path) == VENDOR_FILES | results
+    assert "program it" in captured.err and "vivado" in captured.err
+    assert run(tmp_path) == 0
+    assert "Timing met; worst slack in ns: setup +0.012, hold +0.010" in capsys.readouterr().out
+
+
+def test_the_tool_is_left_alone_when_told_so(tmp_path, shelled, capsys, monkeypatch):
+    fake_vivado.install(tmp_path / "tools", monkeypatch, fake_vivado.DIES)
+    assert run(tmp_path, "--no-vivado") == 0
+    assert "vivado was not run" in capsys.readouterr().err
+
+
+def test_a_failing_tool_is_one_line(tmp_path, shelled, capsys, monkeypatch):
+    fake_vivado.install(tmp_path / "tools", monkeypatch, fake_vivado.FAILS)
+    assert run(tmp_path) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert "vivado failed in reports: ERROR: [Route 35-9] router went away" in line
+    # What was exported is whole all the same.
+    assert manifest(tmp_path) == VENDOR_FILES
+
+
+def test_missed_timing_is_reported_and_an_error(tmp_path, shelled, capsys, monkeypatch):
+    fake_vivado.install(tmp_path / "tools", monkeypatch, fake_vivado.MISSED)
+    assert run(tmp_path) == 1
+    assert "timing is not met" in capsys.readouterr().err
+    assert manifest(tmp_path) == VENDOR_FILES | {"report.json", "report.txt"}
+    assert "NOT MET at 41 endpoints" in (tmp_path / "alveo_u50/report.txt").read_text()
+
+
+def test_a_full_disk_is_one_line(tmp_path, shelled, capsys, monkeypatch):
+    real = Path.replace
+
+    def full(self, target):
+        if target.name == "acceltcp_alveo_u50.v":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert run(tmp_path) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert line.endswith("alveo_u50/acceltcp_alveo_u50.v: No space left on device")
+    assert not (tmp_path / "alveo_u50/manifest.json").exists()
+    monkeypatch.undo()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "alveo_u50").write_text("in the way")
+    assert run(tmp_path) == 1
+    assert f"error: {tmp_path}/alveo_u50: File exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_build_leaves_no_manifest_and_can_be_done_again(number, tmp_path, shelled, capsys):
+    """Interrupted in a process of its own, while it exports."""
+    script = (
+        "import sys, time\nfrom hw import build\n"
+        "def slow(*_):\n    print('exporting', flush=True)\n    time.sleep(60)\n"
+        "build.export = slow\nsys.exit(build.main(sys.argv[1:]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "--board", "alveo_u50", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "exporting\n"
+    started = time.monotonic()
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and time.monotonic() - started < 20
+    assert "error: interrupted; what is whole stays in" in error and "Traceback" not in error
+    assert not list((tmp_path / "alveo_u50").iterdir())
+    assert run(tmp_path, "--no-vivado") == 0 and manifest(tmp_path) == VENDOR_FILES
 
 
 @pytest.mark.parametrize("name", boards.names())

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from rich.console import Console
 
 from hw.report import Figures, Report
@@ -71,3 +72,34 @@ def test_latches_are_called_out():
 def test_prints_to_a_terminal(capsys):
     report().print(Console(width=140))
     assert "Goal lut_sites <= 38,000: 30,000 met" in capsys.readouterr().out
+
+
+IMPLEMENTATION = {
+    "tool": "Vivado 2024.2",
+    "timing": {
+        "setup_slack_ns": -0.12,
+        "setup_failing": 41,
+        "hold_slack_ns": 0.01,
+        "pulse_slack_ns": None,
+        "met": False,
+    },
+    "utilisation": {"lut": {"used": 30_000, "available": 60_000}, "uram": {"used": 0, "available": 0}},
+}
+
+
+def test_what_the_vendors_tool_says():
+    text = report(total=None, stages={}, goals={}, tool="", implementation=IMPLEMENTATION).to_text()
+    assert "Timing NOT MET at 41 endpoints; worst slack in ns: setup -0.120, hold +0.010, pulse none" in text
+    assert "30,000 LUT (50.0%)" in text and "URAM" not in text and "whole core, flattened" not in text
+
+
+def test_reports_come_back_from_json():
+    for made in (report(), report(implementation=IMPLEMENTATION), report(total=None, stages={})):
+        again = Report.from_dict(json.loads(made.to_json()))
+        assert again.as_dict() == made.as_dict()
+
+
+@pytest.mark.parametrize("plain", [{}, [], {"total": 3}, None])
+def test_something_else_is_no_report(plain):
+    with pytest.raises(ValueError, match="this is no build report"):
+        Report.from_dict(plain)
