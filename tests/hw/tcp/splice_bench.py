@@ -304,7 +304,7 @@ class SpliceBench:
                 self._ticks, self.now = 0, (self.now + 1) & 0xFFFF
         # An operation meets its pair four cycles after it begins, and is told of in the next one.
         if len(self._seen) == 6:
-            self._replay(self._seen.popleft(), self._nows[4], ended, self.cycles - 5)
+            self._replay(self._seen.popleft(), self._nows[3], self._nows[4], ended, self.cycles - 5)
             self._nows.popleft()
         self._outside(taken)
         for name, width in ((n, f.width) for n, f in self.dut.counts.shape()):
@@ -328,8 +328,8 @@ class SpliceBench:
         )
         self.generation = (self.generation + 1) & 0xFF
 
-    def _replay(self, seen: dict, now: int, ended: int, began: int) -> None:
-        """What the model says of the operation that began then."""
+    def _replay(self, seen: dict, early: int, now: int, ended: int, began: int) -> None:
+        """What the model says of the operation that began then. early: the time a cycle before, from which deadlines are reckoned."""
         by = None
         if "packet" in seen:
             packet = seen["packet"]
@@ -337,7 +337,7 @@ class SpliceBench:
             if packet.way is not None:
                 pair = self.pairs[packet.way >> 1]
                 before = pair.state
-                fate = pair.packet(packet.way & 1, packet.segment, now)
+                fate = pair.packet(packet.way & 1, packet.segment, early)
                 by = packet.way >> 1 if before != pair.state == "ENDING" else None
                 self.wanted["splice_drop_syn"] += fate.dropped
                 self.wanted["splice_diverted"] += fate.verdict == Verdict.DIVERTED
@@ -350,7 +350,7 @@ class SpliceBench:
         elif "install" in seen:
             pass  # See `_install`.
         elif "activate" in seen:
-            self.pairs[seen["activate"]].activate(now)
+            self.pairs[seen["activate"]].activate(early)
             # Both of its entries stand.
             assert {2 * seen["activate"], 2 * seen["activate"] + 1} <= set(self.table.values())
         elif "abort" in seen:
