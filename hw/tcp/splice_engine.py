@@ -306,6 +306,7 @@ class SpliceEngine(wiring.Component):
             record.seq_offset.eq(Mux(op.side, offsets[1], offsets[0])),
             record.ack_offset.eq(-Mux(op.side, offsets[0], offsets[1])),
             record.translation.eq(way.translation),
+            record.translation.sack.eq(way.translation.sack & ~act.hide_sack),
         ]
         with m.If(spliced):
             m.d.sync += output.dispatch.keep.eq(act.keep)

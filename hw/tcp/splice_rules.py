@@ -62,11 +62,12 @@ class SpliceOp(data.Struct):
 
 
 class SpliceAct(data.Struct):
-    """What an operation brings about. `keep`, `forward` and `verdict` are of a packet on `PACKET`."""
+    """What an operation brings about. `keep`, `forward`, `verdict` and `hide_sack` are of a packet on `PACKET`."""
 
     keep: 1
     forward: 1
     verdict: RX_COMPLETION.positions["verdict"][1]
+    hide_sack: 1  # its SACK blocks become NOPs
     steer: 1  # the host's copy goes to the pair's queue
     dropped: 1  # a SYN
     ended: 1
@@ -176,6 +177,9 @@ class SpliceRules(wiring.Component):
             accepted.eq(op.has_ack & Mux(op.side, fresh[1], fresh[0])),
             after.ack.eq(Mux(accepted, op.ack, mine.ack)),
             after.guard.eq(mine.guard & ~(accepted & ~below_guard)),
+            # The host has acknowledged more to the other side: whose segments would be selectively acknowledged from its first
+            # one on, as if by a receiver that has changed its mind (RFC 2018 section 8), which costs it all it knows.
+            act.hide_sack.eq(mine.guard & below_guard),
             # All that was forwarded is acknowledged at most: without `accepted` this is no news, and true.
             other_acked.eq(other.fin & op.has_ack & same(ack_there, "snd_end", of_other=True) | other.fin_acked),
         ]

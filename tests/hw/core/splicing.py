@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from acceltcp.abi.messages import (
@@ -338,7 +338,8 @@ class Splice:
             verdict = Verdict.PLAIN if fate.verdict is None else fate.verdict
             self.world.host.setdefault(fate.queue or 0, deque()).append((verdict, frame))
         if fate.forward:
-            sent = rewrite(frame, self.ways[d])
+            way = self.ways[d]
+            sent = rewrite(frame, replace(way, sack=way.sack and not fate.hide_sack))
             if sent is not None:
                 self.world.wire[self.ways[d].port].append(pad(sent))
 

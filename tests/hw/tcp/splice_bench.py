@@ -374,6 +374,7 @@ class SpliceBench:
 
     def _record(self, packet: Packet, pair: Pair, fate: Any) -> dict:
         info = ("dispatch", "info")
+        way = translation(pair.messages, packet.way & 1)
         return {
             "in_port": pick(_INPUT, packet.raw, *info, "port"),
             "in_vlan": pick(_INPUT, packet.raw, *info, "vlan"),
@@ -381,7 +382,7 @@ class SpliceBench:
             "option_words": packet.words,
             "seq_offset": fate.seq_offset,
             "ack_offset": fate.ack_offset,
-            "translation": translation(pair.messages, packet.way & 1),
+            "translation": way | {"sack": way["sack"] & ~fate.hide_sack},
         }
 
     def _outside(self, taken: dict[str, int | None]) -> None:

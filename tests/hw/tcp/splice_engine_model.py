@@ -56,6 +56,7 @@ class Fate:
     queue: int | None = None
     seq_offset: int = 0
     ack_offset: int = 0
+    hide_sack: bool = False
     dropped: bool = False
 
 
@@ -147,6 +148,7 @@ class Pair:
         mine, other = self.sides[d], self.sides[1 - d]
         seq, seq_there = segment.seq, (segment.seq + mine.offset) & M32
         guard = mine.guard or other.guard
+        behind_host = mine.guard and ahead(segment.ack, mine.guard_end) < 0
         reset = rst and (seq_there == other.ack or seq == mine.snd_end)
         diverted = False
         if self.limit_end is not None and not rst:
@@ -197,6 +199,7 @@ class Pair:
             queue=self.queue if guard else None,
             seq_offset=mine.offset,
             ack_offset=-other.offset & M32,
+            hide_sack=behind_host,
         )
 
     def events(self, name: int) -> list[dict[str, int]]:

@@ -127,7 +127,7 @@ def flags_of(segment: Segment) -> dict[str, int]:
 def test_packets(seed):
     rng = random.Random(seed)
     dut = SpliceRules()
-    seen = set()
+    seen, hidden = set(), set()
 
     async def bench(ctx):
         rules = Bench(ctx, dut)
@@ -144,6 +144,9 @@ def test_packets(seed):
             fate, act = pair.packet(d, segment, now), result[2]
             rules.same(pair, before, result, what)
             assert (act.keep, act.forward, act.dropped) == (fate.keep, fate.forward, fate.dropped), what
+            if fate.forward:
+                assert act.hide_sack == fate.hide_sack, what
+                hidden.add(fate.hide_sack)
             if fate.keep:
                 assert act.verdict == int(fate.verdict or 0), what
                 assert act.steer == (fate.queue is not None), what
@@ -161,6 +164,7 @@ def test_packets(seed):
         ("LINGER", "ENDING", Status.OK),
     }
     assert {verdict for *_, verdict, _ in seen} == {None, Verdict.GUARD, Verdict.DIVERTED}
+    assert hidden == {False, True}
 
 
 def test_lost_fin():
