@@ -19,7 +19,8 @@ from typing import Any
 __all__ = ["isolated", "unshare_command"]
 
 _INSIDE = "ACCELTCP_TEST_NAMESPACE"
-CHILD_TIMEOUT_S = 540
+_MARGIN_S = 60
+"""The child ends so long before pytest-timeout would end this process, so that its output is seen."""
 
 
 def unshare_command() -> list[str]:
@@ -41,6 +42,8 @@ def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
             *unshare_command(), sys.executable, "-m", "pytest", "-q", "-x", "-s",
             "-p", "no:xdist", "-p", "no:cacheprovider", "-m", "", request.node.nodeid,
         ]  # fmt: skip
+        marker = request.node.get_closest_marker("timeout")
+        limit = float(marker.args[0] if marker else request.config.getini("timeout")) - _MARGIN_S
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         try:
             child = subprocess.run(
@@ -51,12 +54,12 @@ def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                timeout=CHILD_TIMEOUT_S,
+                timeout=limit,
             )
         except subprocess.TimeoutExpired as error:
             said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout
             raise AssertionError(
-                f"not over after {CHILD_TIMEOUT_S} s; in the namespace:\n{(said or '')[-8000:]}"
+                f"not over after {limit:g} s; in the namespace:\n{(said or '')[-8000:]}"
             ) from None
         assert child.returncode == 0, f"in the namespace:\n{child.stdout[-8000:]}"
         print(child.stdout)

@@ -16,12 +16,11 @@ import acceltcp.host
 from acceltcp.host import Connection
 from acceltcp.host.aio.splice import SpliceResult
 
-from .world import KERNEL4, NIC4, World
+from .world import KERNEL4, NIC4, TRANSFER_S, World
 
-PROXY, BACKEND = 80, 9000
+PROXY, BACKEND = 7070, 9100
 HEAD = struct.Struct("!QQQ")
 """Seed, bytes of the client, bytes of the server."""
-TIMEOUT_S = 120
 CHUNK = 1 << 16
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -51,7 +50,7 @@ class Accepting:
     def _guarded(self, sock: socket.socket) -> None:
         try:
             with sock:
-                sock.settimeout(TIMEOUT_S)
+                sock.settimeout(TRANSFER_S)
                 self.serve(sock)
         except BaseException as error:
             self.errors.append(error)
@@ -113,7 +112,7 @@ def exchange(sock: socket.socket, data: bytes, expect: int) -> tuple[bytes, byte
         assert last, f"the connection ended {left} bytes early"
         digest.update(last)
         left -= len(last)
-    sender.join(TIMEOUT_S)
+    sender.join(TRANSFER_S)
     assert not sender.is_alive(), "not everything was taken"
     if failed:
         raise failed[0]
@@ -124,7 +123,7 @@ def transfer(seed: int, up: int, down: int, *, address: str = NIC4, port: int = 
     """Open a connection to the proxy, send and receive through it, compare both hashes, see it end in order."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as sock:
-        sock.settimeout(TIMEOUT_S)
+        sock.settimeout(TRANSFER_S)
         sock.connect((address, port))
         sock.sendall(HEAD.pack(seed, up, down))
         received, _ = exchange(sock, stream(seed, "client", up), down)
@@ -216,7 +215,7 @@ class Ledger:
             name.removeprefix("splice_"): value - self._counters[name] for name, value in after.items() if name.startswith("splice_")
         }
 
-    def close(self, timeout: float = 30.0) -> dict[str, int]:
+    def close(self, timeout: float = TRANSFER_S) -> dict[str, int]:
         """Wait until everything is as it was; `counted`, of which each splice that was opened has ended once."""
         deadline = time.monotonic() + timeout
         while (now := self._world.do(self._held)) != self._before:

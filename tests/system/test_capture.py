@@ -17,7 +17,7 @@ from .namespace import isolated
 from .world import MAC, NIC, TAP, Echo, World, connect, exchange, folder, ip, request, sysctl
 
 WSCALE = 9
-CHECKS = ("tcp.check_checksum:TRUE", "ip.check_checksum:TRUE", "tcp.relative_sequence_numbers:FALSE")
+CHECKS = ("tcp.check_checksum:TRUE", "ip.check_checksum:TRUE")
 OVERTAKING = "tcp.analysis.lost_segment && tcp.len == 0 && tcp.flags == 0x010"
 """An ACK that passed final frames which were still being read from host memory (docs/teardown.md, "What a received
 segment does"): its SEQ is behind them."""
@@ -27,9 +27,10 @@ nothing: our payloads are random."""
 CHAT, NOTE, WARN, ERROR = 0x200000, 0x400000, 0x600000, 0x800000
 
 
-def tshark(capture: Path, display: str, *fields: str) -> list[list[str]]:
-    """The fields of all packets that match, all values of a field joined by commas."""
-    options = [part for check in CHECKS for part in ("-o", check)]
+def tshark(capture: Path, display: str, *fields: str, relative: bool = False) -> list[list[str]]:
+    """The fields of all packets that match, all values of a field joined by commas. relative: a connection's first byte has number 1."""
+    checks = (*CHECKS, f"tcp.relative_sequence_numbers:{str(relative).upper()}")
+    options = [part for check in checks for part in ("-o", check)]
     columns = [part for field in fields for part in ("-e", field)]
     out = subprocess.run(
         ["tshark", "-n", "-r", str(capture), *options, "-Y", display, "-T", "fields", *columns],

@@ -25,7 +25,7 @@ from .namespace import isolated
 from .splicing import BACKEND, PROXY, Ledger, receive
 from .world import KERNEL4, KERNEL6, NIC4, NIC6, TRANSFER_S, World, connect, read_all, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 
 FAMILIES = ((NIC4, KERNEL4), (NIC6, KERNEL6))
 SETTINGS = TcpSettings(time_wait=0.3, linger=0.3)
@@ -87,6 +87,7 @@ class Joining:
                     wait_until(
                         "the NIC has the pair",
                         lambda: self.world.do(lambda: self.world.nic.stats()["splice"]["live"]) == live + 1,
+                        TRANSFER_S,
                     )
                     yield Joined(client, server, result, *begun.result(TRANSFER_S))
         finally:
@@ -156,11 +157,10 @@ def failure(joined: Joined) -> BaseException | None:
     return joined.result.exception(TRANSFER_S)
 
 
-THOROUGH = pytest.mark.parametrize("thorough", [False, True])
+THOROUGH = pytest.mark.parametrize("thorough", [False, pytest.param(True, marks=pytest.mark.long)])
 
 
 @isolated
-@pytest.mark.long
 @THOROUGH
 def test_half_close(thorough: bool) -> None:
     """Either side ends its data first, and reads on for as long as the other one likes; both at once."""
@@ -207,7 +207,6 @@ def test_half_close(thorough: bool) -> None:
 
 
 @isolated
-@pytest.mark.long
 @THOROUGH
 def test_reset(thorough: bool) -> None:
     """SO_LINGER 0 on either side, at rest and in the middle of transfers both ways, with and without a limit: the other side is reset,
@@ -239,16 +238,17 @@ def test_reset(thorough: bool) -> None:
 
 
 @isolated
-@pytest.mark.long  # (the small form: the idle time-outs of tests/hw/core/cocotb_splice.py and tests/host/aio/test_splice.py)
-def test_idle() -> None:
+@pytest.mark.long
+@THOROUGH
+def test_idle(thorough: bool) -> None:
     """Packets put the end off; without any both sides are reset."""
     idle = 8.0  # a busy machine may need seconds for a packet and its answer
     with World(tcp=SETTINGS) as world:
-        for number, limit in enumerate((None, LIMIT)):
+        for number, limit in enumerate((None, LIMIT) if thorough else (LIMIT,)):
             with joining(world, *FAMILIES[number]) as (make, ledger):
                 with make.pair(limit, idle) as joined:
-                    for _ in range(5):
-                        time.sleep(idle / 4)
+                    for _ in range(3):
+                        time.sleep(idle / 2)
                         since = time.monotonic()
                         joined.server.sendall(b"still here")
                         assert receive(joined.client, 10) == b"still here"
@@ -264,13 +264,16 @@ def test_idle() -> None:
 
 
 @isolated
-def test_given_up() -> None:
+@pytest.mark.long
+@THOROUGH
+def test_given_up(thorough: bool) -> None:
     """`splice` is cancelled, or a connection aborted, at rest and in the middle of a transfer: both sides are reset."""
     with World(tcp=SETTINGS) as world:
-        cases = [(how, busy, limit) for how in ("cancel", "abort") for busy in (False, True) for limit in (None, LIMIT)]
+        # (Without a limit the connections are given away, and cannot be aborted.)
+        cases = [(how, busy, limit) for how in ("cancel", "abort") for busy in (False, True) for limit in (None, LIMIT)[how == "abort" :]]
+        if not thorough:
+            cases = [("cancel", True, None), ("abort", True, LIMIT)]
         for number, (how, busy, limit) in enumerate(cases):
-            if how == "abort" and limit is None:
-                continue  # the connections were given away
             with joining(world, *FAMILIES[number % 2]) as (make, ledger):
                 with make.pair(limit) as joined:
                     sending = None
@@ -283,7 +286,7 @@ def test_given_up() -> None:
                             joined.result.result(TRANSFER_S)
                         assert type(caught.value).__name__ == "CancelledError", caught.value
                     else:
-                        world.do(joined.held[number // 2 % 2].abort)
+                        world.do(joined.held[number % 2].abort)
                         assert isinstance(failure(joined), ConnectionAbortedError), failure(joined)
                     was_reset(joined.client)
                     was_reset(joined.server, sending)
@@ -292,6 +295,7 @@ def test_given_up() -> None:
 
 
 @isolated
+@pytest.mark.long
 def test_early_end() -> None:
     """The server ends its data before the limit: what it has sent is read, then the client is reset and the proxy told."""
     with World(tcp=SETTINGS) as world:
