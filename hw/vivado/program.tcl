@@ -36,7 +36,8 @@ if {$what eq "fpga"} {
     set_property PROGRAM.FILE $file $device
     program_hw_devices $device
 } else {
-    set memory [create_hw_cfgmem -hw_device $device [lindex [get_cfgmem_parts $flash_device] 0]]
+    create_hw_cfgmem -hw_device $device [lindex [get_cfgmem_parts $flash_device] 0]
+    set memory [get_property PROGRAM.HW_CFGMEM $device]
     set_property PROGRAM.FILES [list $file] $memory
     set_property PROGRAM.ADDRESS_RANGE use_file $memory
     set_property PROGRAM.UNUSED_PIN_TERMINATION pull-none $memory

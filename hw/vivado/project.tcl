@@ -153,14 +153,14 @@ foreach kind {setup hold} {
     }
 }
 
+# (write_cfgmem splits its words at spaces: no path for it.)
+cd $work
 stage "bitstream"
-set bitstream [file join $work $result.bit]
-write_bitstream -force $bitstream
+write_bitstream -force $result.bit
 stage "flash image"
-set image [file join $work $result.mcs]
 write_cfgmem -force -format mcs -interface $flash_interface -size $flash_megabytes \
-    -loadbit "up $flash_offset $bitstream" -file $image
-foreach file [list $bitstream $image] {
-    file rename -force $file [file join $here [file tail $file]]
+    -loadbit "up $flash_offset $result.bit" -file $result.mcs
+foreach file [list $result.bit $result.mcs] {
+    file rename -force $file [file join $here $file]
 }
 stage "complete"

@@ -230,6 +230,25 @@ def test_a_full_disk_is_one_line(tmp_path, shelled, capsys, monkeypatch):
     monkeypatch.undo()
 
 
+def test_a_disk_that_is_really_full(tmp_path):
+    """On a file system of one page, in a mount namespace of its own."""
+    script = (
+        "import sys\nfrom hw import build\nbuild.export = lambda *_: 'x' * 10000\n"
+        "sys.exit(build.main(['--board', 'alveo_u50', '--no-synth', '--out', sys.argv[1]]))\n"
+    )
+    small = 'mount -t tmpfs -o size=4k none "$2" && "$0" -c "$1" "$2"; status=$?; ls -A "$2/alveo_u50"; exit $status'
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", small, sys.executable, script, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert line == f"error: {tmp_path}/alveo_u50/acceltcp_nic.v: No space left on device"
+    assert done.stdout == ""
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     (tmp_path / "alveo_u50").write_text("in the way")
     assert run(tmp_path) == 1

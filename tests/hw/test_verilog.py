@@ -2,10 +2,12 @@
 
 import pytest
 from amaranth import *
+from amaranth.lib import io
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import Component, In, Out
 
-from hw.verilog import LARGE_BITS, convert
+import boards
+from hw.verilog import LARGE_BITS, convert, convert_for
 
 
 class Store(Component):
@@ -36,3 +38,25 @@ def test_initial_contents(depth, init, initial):
 
 def test_large_memories_with_contents_keep_them():
     assert "memory[1] = 64'h0000000000000004" in convert(Store(LARGE, (3, 4)), "store")
+
+
+class Board(Elaboratable):
+    """A memory behind a pin of the U50, so that it is not optimised away."""
+
+    def __init__(self, depth):
+        self._depth = depth
+
+    def elaborate(self, platform):
+        m = Module()
+        m.domains.sync = ClockDomain()
+        m.submodules.store = store = Store(self._depth)
+        m.submodules.pin = pin = io.Buffer("o", platform.request("led", 0, dir="-"))
+        m.d.comb += pin.o.eq(store.found[0])
+        return m
+
+
+@pytest.mark.parametrize("depth, initial", [(LARGE, False), (16, True)])
+def test_a_whole_board_alike(depth, initial):
+    text = convert_for(boards.load("alveo_u50").platform(), Board(depth), "top")
+    assert f"memory [{depth - 1}:0]" in text and "module top(led_0__io);" in text
+    assert ("memory[1] = " in text) == initial

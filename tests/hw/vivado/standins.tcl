@@ -101,7 +101,6 @@ standin refresh_hw_device {}
 standin get_cfgmem_parts {} {return [lindex $plain 0]}
 standin create_hw_cfgmem {-hw_device=} {
     if {[llength $plain] != 1} {error "create_hw_cfgmem takes one memory"}
-    return memory
 }
 standin create_hw_bitstream {-hw_device=}
 standin program_hw_cfgmem {-hw_cfgmem=}

@@ -60,7 +60,7 @@ class Project:
         )
         calls = subprocess.run(
             ["tclsh"],
-            input=f'set f [open "{log}"]\nforeach call [split [string trim [read $f]] "\\n"] '
+            input=f'set f [open {{{log}}}]\nforeach call [split [string trim [read $f]] "\\n"] '
             '{foreach word $call {puts -nonewline "$word\\x1f"}; puts ""}',
             capture_output=True,
             text=True,
@@ -103,11 +103,9 @@ def test_from_verilog_to_flash_image(tmp_path):
     )
     assert names(calls).index("synth_design") < late < names(calls).index("opt_design")
     (image,) = [call[1:] for call in calls if call[0] == "write_cfgmem"]
-    bit = next(call[-1] for call in calls if call[0] == "write_bitstream")
-    mcs = image[-1]
     assert image == [
         *("-force", "-format", "mcs", "-interface", "SPIx4", "-size", "128"),
-        *("-loadbit", f"up 0x01002000 {bit}", "-file", mcs),
+        *("-loadbit", "up 0x01002000 top.bit", "-file", "top.mcs"),
     ]
     assert project.results() == ["top.bit", "top.mcs"]
     assert (tmp_path / "timing.rpt").exists() and (tmp_path / "utilisation.rpt").exists()
@@ -214,7 +212,7 @@ def test_programming_the_flash(tmp_path):
     assert properties["PROGRAM.FILES"] == f"{tmp_path}/top.mcs"
     assert properties["PROGRAM.ERASE"] == properties["PROGRAM.VERIFY"] == "1"
     assert "PROGRAM.BPI_RS_PINS" not in properties
-    assert calls[-2] == ["program_hw_cfgmem", "-hw_cfgmem", "memory"]
+    assert calls[-2] == ["program_hw_cfgmem", "-hw_cfgmem", "value of PROGRAM.HW_CFGMEM"]
 
 
 def test_programming_wants_a_verb(tmp_path):
@@ -229,6 +227,16 @@ def test_a_board_that_is_not_there(tmp_path):
     assert (
         done.returncode == 1 and "no device *7vx690t* on this JTAG chain, only: xcu50_u55n_0" in done.stdout
     )
+
+
+def test_folders_may_have_spaces(tmp_path):
+    folder = tmp_path / "a folder [with] $signs"
+    folder.mkdir()
+    project = Project(folder)
+    _, done = project.run()
+    assert done.returncode == 0 and project.results() == ["top.bit", "top.mcs"], done.stderr
+    _, done = project.run("program.tcl", "flash")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_value_that_would_break_tcl_is_refused():
