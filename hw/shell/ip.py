@@ -7,7 +7,7 @@ the Verilog is checked where the tool is not at hand.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from amaranth import Const, Instance, Value
+from amaranth import Const, Instance, Signal, Value
 from amaranth.hdl import IOValue
 
 __all__ = ["VendorIp", "axi_ports"]
@@ -53,6 +53,10 @@ class VendorIp:
             if len(value) != width:
                 raise ValueError(f"port {port!r} of {self.name} has {width} bits, not {len(value)}")
             arguments[f"{direction}_{port}"] = value
+        for port, (direction, width) in self.ports.items():
+            if direction == "o" and port not in connections:
+                # An open port and a forgotten one look alike to a lint; this one is meant.
+                arguments[f"o_{port}"] = Signal(width, name=f"{self.module}_{port}_open")
         missing = [port for port, (way, _) in self.ports.items() if way != "o" and port not in connections]
         if missing:
             raise ValueError(f"{self.name} needs a value for {', '.join(missing)}")

@@ -1,0 +1,125 @@
+"""The vendor's PCIe bridge for UltraScale+: PCI Express on one side, AXI4 on the other."""
+
+from acceltcp.abi import pci
+
+from ..config import AXI_BYTES
+from .bars import BAR_OFFSETS
+from .ip import VendorIp, axi_ports
+from .message_writer import BUS_ID_BITS
+
+__all__ = ["bridge", "device_properties"]
+
+_SPEEDS = {1: "2.5_GT/s", 2: "5.0_GT/s", 3: "8.0_GT/s", 4: "16.0_GT/s"}
+_REGION = {"region": 4}
+_MASTER = {"prot": 3, "lock": 1, "cache": 4}
+
+
+def device_properties(queues):
+    """Properties with which the vendor's blocks show the device that `acceltcp.abi.pci` describes."""
+    properties = {
+        "vendor_id": f"{pci.VENDOR_ID:04X}",
+        "pf0_device_id": f"{pci.DEVICE_ID:04X}",
+        "pf0_revision_id": f"{pci.REVISION_ID:02X}",
+        "pf0_subsystem_vendor_id": f"{pci.SUBSYSTEM_VENDOR_ID:04X}",
+        "pf0_subsystem_id": f"{pci.SUBSYSTEM_ID:04X}",
+        "pf0_base_class_menu": "Network_controller",
+        "pf0_sub_class_interface_menu": "Ethernet_controller",
+        "pf0_class_code_base": f"{pci.CLASS_CODE >> 16:02X}",
+        "pf0_class_code_sub": f"{pci.CLASS_CODE >> 8 & 0xFF:02X}",
+        "pf0_class_code_interface": f"{pci.CLASS_CODE & 0xFF:02X}",
+    }
+    for bar, size in pci.BARS.items():
+        properties |= {
+            f"pf0_bar{bar}_enabled": "true",
+            f"pf0_bar{bar}_64bit": "true",
+            f"pf0_bar{bar}_prefetchable": "false",
+            f"pf0_bar{bar}_scale": "Kilobytes",
+            f"pf0_bar{bar}_size": f"{size >> 10}",
+            f"pciebar2axibar_{bar}": f"0x{BAR_OFFSETS[bar]:016X}",
+        }
+    bir = f"BAR_{pci.BAR_MSIX + 1}:{pci.BAR_MSIX}"
+    return properties | {
+        "pf0_interrupt_pin": "NONE",
+        "pf0_msi_enabled": "false",
+        "pf0_msix_enabled": "true",
+        "pf0_msix_impl_locn": "External",
+        "pf0_msix_cap_table_size": f"{pci.msix_vectors(queues) - 1:03X}",
+        "pf0_msix_cap_table_bir": bir,
+        "pf0_msix_cap_table_offset": f"{pci.MSIX_TABLE_OFFSET:08X}",
+        "pf0_msix_cap_pba_bir": bir,
+        "pf0_msix_cap_pba_offset": f"{pci.MSIX_PBA_OFFSET:08X}",
+    }
+
+
+def bridge(link, queues):
+    """The DMA/Bridge subsystem in bridge mode: `VendorIp` for a `boards.Pcie`."""
+    name = "pcie_bridge"
+    width = 8 * AXI_BYTES
+    lite = {
+        "awaddr": ("i", 32), "awprot": ("i", 3), "awvalid": ("i", 1), "awready": ("o", 1),
+        "wdata": ("i", 32), "wstrb": ("i", 4), "wvalid": ("i", 1), "wready": ("o", 1),
+        "bvalid": ("o", 1), "bresp": ("o", 2), "bready": ("i", 1),
+        "araddr": ("i", 32), "arprot": ("i", 3), "arvalid": ("i", 1), "arready": ("o", 1),
+        "rdata": ("o", 32), "rresp": ("o", 2), "rvalid": ("o", 1), "rready": ("i", 1),
+    }  # fmt: skip
+    speed, lanes = _SPEEDS[link.generation], f"X{link.lanes}"
+    return VendorIp(
+        module=name,
+        name="xdma",
+        doc="AMD PG194, tables Global Signals, AXI Slave Interface, AXI Master Interface, AXI4-Lite Control Interface, "
+        "AXI Bridge MSI-X Signals, DMA/Bridge Subsystem for PCIe in Bridge Mode Interrupt Signals",
+        ports={
+            "sys_clk": ("i", 1),
+            "sys_clk_gt": ("i", 1),
+            "sys_rst_n": ("i", 1),
+            "pci_exp_rxp": ("i", link.lanes),
+            "pci_exp_rxn": ("i", link.lanes),
+            "pci_exp_txp": ("o", link.lanes),
+            "pci_exp_txn": ("o", link.lanes),
+            "user_lnk_up": ("o", 1),
+            "axi_aclk": ("o", 1),
+            "axi_aresetn": ("o", 1),
+            "axi_ctl_aresetn": ("o", 1),
+            "usr_irq_req": ("i", 1),
+            "usr_irq_ack": ("o", 1),
+            "msix_enable": ("o", 1),
+            "interrupt_out": ("o", 1),
+            "cfg_interrupt_msix_enable": ("o", 4),
+            "cfg_interrupt_msix_mask": ("o", 4),
+            "cfg_interrupt_msix_address": ("i", 64),
+            "cfg_interrupt_msix_data": ("i", 32),
+            "cfg_interrupt_msix_int": ("i", 1),
+            "cfg_interrupt_msi_sent": ("o", 1),
+            "cfg_interrupt_msi_fail": ("o", 1),
+            **axi_ports("s_axib", "slave", data=width, address=64, identifier=BUS_ID_BITS, extra=_REGION),
+            **axi_ports("m_axib", "master", data=width, address=64, identifier=BUS_ID_BITS, extra=_MASTER),
+            **{f"s_axil_{port}": shape for port, shape in lite.items()},
+        },
+        properties={
+            # The mode first: the others exist only in it.
+            "functional_mode": "AXI_Bridge",
+            "mode_selection": "Advanced",
+            "PCIE_BOARD_INTERFACE": "Custom",
+            "SYS_RST_N_BOARD_INTERFACE": "Custom",
+            "pcie_blk_locn": link.block,
+            "axi_addr_width": "64",
+            "axi_data_width": f"{width}_bit",
+            "axisten_freq": "250",
+            "en_axi_slave_if": "true",
+            "c_s_axi_supports_narrow_burst": "false",
+            # All of the host's addresses, unchanged.
+            "axibar_num": "1",
+            "axibar_0": f"0x{0:016X}",
+            "axibar_highaddr_0": f"0x{(1 << 64) - 1:016X}",
+            "axibar2pciebar_0": f"0x{0:016X}",
+            **device_properties(queues),
+            # What comes before may have put these back, so they come last and are looked at again.
+            "pl_link_cap_max_link_width": lanes,
+            "pl_link_cap_max_link_speed": speed,
+        },
+        after=tuple(
+            f'if {{[get_property CONFIG.{key} [get_ips {name}]] ne "{value}"}} '
+            f'{{error "{name}: {key} is [get_property CONFIG.{key} [get_ips {name}]], {value} expected"}}'
+            for key, value in (("pl_link_cap_max_link_width", lanes), ("pl_link_cap_max_link_speed", speed))
+        ),
+    )
