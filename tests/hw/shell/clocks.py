@@ -1,11 +1,11 @@
 """Simulations with several clocks."""
 
-from amaranth import ClockDomain, Module
+from amaranth import ClockDomain, Module, Signal, Value
 from amaranth.sim import Simulator
 
-from ..simulate import WatchdogError
+from ..simulate import WatchdogError, always
 
-__all__ = ["run"]
+__all__ = ["collect", "feed", "run"]
 
 
 def run(dut, clocks, *testbenches, cycles=20_000, reset=None):
@@ -45,3 +45,31 @@ def run(dut, clocks, *testbenches, cycles=20_000, reset=None):
         sim.add_testbench(wrap(testbench))
     sim.add_testbench(watchdog)
     sim.run()
+
+
+async def feed(ctx, stream, values, domain, go=always):
+    """As `simulate.feed`, in a domain; also where `ready` is constant."""
+    payload = Value.cast(stream.payload)
+    for value in values:
+        while not go():
+            ctx.set(stream.valid, 0)
+            await ctx.tick(domain)
+        ctx.set(payload, value)
+        ctx.set(stream.valid, 1)
+        ready = 0
+        while not ready:
+            ready = (await ctx.tick(domain).sample(stream.ready))[-1]
+    ctx.set(stream.valid, 0)
+
+
+async def collect(ctx, stream, domain, done, go=always):
+    """Payloads until `done(payloads)`; each with the number of the cycle."""
+    payload, taken, cycle = Value.cast(stream.payload), [], 0
+    while not done(taken):
+        if isinstance(stream.ready, Signal):
+            ctx.set(stream.ready, go())
+        valid, ready, value = (await ctx.tick(domain).sample(stream.valid, stream.ready, payload))[-3:]
+        cycle += 1
+        if valid and ready:
+            taken.append((cycle, value))
+    return taken
