@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from . import cookie, flow, messages, registers, wire
+from . import cookie, flow, host_link, messages, registers, wire
 from .fields import Field, Header, Message
 from .registers import Access, Block, Register
 
@@ -209,6 +209,9 @@ def _wire_page() -> list[str]:
     lines += ["## MSS classes", "", *_table(["class", "segment size"], classes)]
     lines += ["", "# Connection table", "", *(flow.__doc__ or "").strip().splitlines(), ""]
     lines += _header(flow.FLOW_HASHED)
+    lines += ["", "# Host link", "", *(host_link.__doc__ or "").strip().splitlines(), ""]
+    lines += _header(host_link.HOST_LINK)
+    lines += [*_codes(host_link.LinkKind), *_codes(host_link.LinkStatus)]
     return lines
 
 

@@ -37,6 +37,8 @@ class EtherType(enum.IntEnum):
     VLAN = 0x8100
     IPV6 = 0x86DD
     QINQ = 0x88A8
+    HOST_LINK = 0x88B5
+    """Local experimental EtherType 1 of IEEE 802: the host link of boards without PCI Express."""
 
 
 class IPProtocol(enum.IntEnum):
