@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         made.add_argument(
             "--device", default=DEFAULT_DEVICE, metavar="SPEC",
-            help="sim:?tap=NAME&width=64&loss=0.01..., or vfio-user:PATH (default: %(default)s)",
+            help="sim:?tap=NAME&width=64&loss=0.01..., vfio-user:PATH, or ethernet:IFACE (default: %(default)s)",
         )  # fmt: skip
         made.add_argument(
             "--control", type=Path, metavar="PATH",

@@ -4,7 +4,8 @@
 `open_transport` turns a device specification into one:
 
 * `vfio-user:PATH` - a device in another process, behind a UNIX socket;
-* `sim:?tap=acc0&width=64...` - the same, in a process that is started for the occasion.
+* `sim:?tap=acc0&width=64...` - the same, in a process that is started for the occasion;
+* `ethernet:IFACE[,MAC]` - a board without PCI Express behind an Ethernet cable.
 """
 
 from __future__ import annotations
@@ -111,7 +112,22 @@ def _open_sim(spec: str, stop: Callable[[], bool]) -> Transport:
     return SimulatedTransport(options, description=spec, stop=stop)
 
 
-SCHEMES: dict[str, Opener] = {"vfio-user": _open_vfio_user, "sim": _open_sim}
+def _open_ethernet(spec: str, stop: Callable[[], bool]) -> Transport:
+    from .device import parse_mac
+    from .ethernet import open_ethernet
+
+    # A MAC address has colons, but no question mark; there are no options.
+    interface, comma, mac = spec.partition(":")[2].partition(",")
+    if not interface:
+        raise DeviceError(f"An Ethernet device is given as ethernet:IFACE or ethernet:IFACE,MAC, not {spec!r}.")
+    try:
+        board = parse_mac(mac) if comma else None
+    except ValueError as error:
+        raise DeviceError(f"In device {spec!r} {error}.") from None
+    return open_ethernet(interface, board, spec)
+
+
+SCHEMES: dict[str, Opener] = {"vfio-user": _open_vfio_user, "sim": _open_sim, "ethernet": _open_ethernet}
 """Scheme -> how to open it. Another kind of transport is one more entry."""
 
 
