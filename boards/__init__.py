@@ -86,6 +86,7 @@ class Board:
     capacity: what the device has: lut, ff, bram36, uram, dsp.
     goals: figure -> limit, as in the build report.
     core_mhz: clock of the core.
+    core_clocks: what else may drive the core, the usual one too: name -> MHz; `shell` takes the name as `core_clock`.
     platform: class of its Amaranth platform.
     shell: what surrounds the core: called with board and configuration; None: there is none yet.
     pcie: its link to the host, None if it has none.
@@ -105,6 +106,7 @@ class Board:
     capacity: dict[str, int]
     goals: dict[str, int] = field(default_factory=dict)
     core_mhz: float = 250.0
+    core_clocks: dict[str, float] = field(default_factory=dict)
     platform: type | None = None
     shell: Callable | None = None
     pcie: Pcie | None = None

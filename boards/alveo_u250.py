@@ -1,6 +1,7 @@
 """AMD Alveo U250: two QSFP28 (100GbE), PCIe Gen3 x16, 64 GB DDR4 (unused)."""
 
 from hw.config import NicConfig
+from hw.shell.alveo import CORE_CLOCKS, AlveoShell
 
 from . import Board
 from ._alveo import FLASH, AlveoPlatform, bitstream, mac, pcie_link
@@ -30,6 +31,8 @@ BOARD = Board(
     # A core of this size and depth closes timing at 250 MHz in a part of speed grade -2.
     goals={"lut_sites": 110_000, "levels": 10},
     platform=AlveoU250Platform,
+    shell=AlveoShell,
+    core_clocks=CORE_CLOCKS,
     pcie=pcie_link("X0Y1"),
     macs=(
         mac(0, "CMACE4_X0Y8", "X1Y44~X1Y47", 156.25),

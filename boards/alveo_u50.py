@@ -6,6 +6,7 @@ Lights: activity, link green, link yellow.
 from amaranth.build import Attrs, Pins, Resource
 
 from hw.config import NicConfig
+from hw.shell.alveo import CORE_CLOCKS, AlveoShell
 
 from . import Board
 from ._alveo import FLASH, AlveoPlatform, bitstream, mac, pcie_link
@@ -61,6 +62,8 @@ BOARD = Board(
     # A core of this size and depth closes timing at 250 MHz in a part of speed grade -2.
     goals={"lut_sites": 110_000, "levels": 10},
     platform=AlveoU50Platform,
+    shell=AlveoShell,
+    core_clocks=CORE_CLOCKS,
     pcie=pcie_link("PCIE4C_X1Y0"),
     macs=(mac(0, "CMACE4_X0Y4", "X0Y28~X0Y31", 161.1328125),),
     # The hard MAC's stream is 512 bits.

@@ -6,6 +6,7 @@ Lights: activity, link green, link yellow of cage 0; the same of cage 1.
 from amaranth.build import Attrs, Pins, Resource
 
 from hw.config import NicConfig
+from hw.shell.alveo import CORE_CLOCKS, AlveoShell
 
 from . import Board
 from ._alveo import FLASH, AlveoPlatform, bitstream, mac, pcie_link
@@ -74,6 +75,8 @@ BOARD = Board(
     # A core of this size and depth closes timing at 250 MHz in a part of speed grade -2.
     goals={"lut_sites": 110_000, "levels": 10},
     platform=AlveoU55CPlatform,
+    shell=AlveoShell,
+    core_clocks=CORE_CLOCKS,
     # As in the card's board file; PCIE4C_X1Y0, which serves the upper lanes when they are split, is within reach too.
     pcie=pcie_link("PCIE4C_X1Y1"),
     macs=(

@@ -7,6 +7,7 @@ PATH. manifest.json is there only when what it lists is whole. Every parameter o
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import sys
@@ -110,6 +111,15 @@ def build(board, config, out, *, synth=True, stages=True, vivado=True, design=No
 def _top(board):
     """Name of the outermost module, and stem of what comes out of it."""
     return f"acceltcp_{board.name}"
+
+
+def _with_core_clock(board, name):
+    """The board with another clock for its core. Raises `ValueError` if its shell does not have that."""
+    if not board.shell or name not in board.core_clocks:
+        allowed = " or ".join(board.core_clocks) or "left out"
+        raise ValueError(f"core-clock must be {allowed} on {board.name}, not {name!r}")
+    shell = functools.partial(board.shell, core_clock=name)
+    return dataclasses.replace(board, shell=shell, core_mhz=board.core_clocks[name])
 
 
 def _vendor_files(board, config):
@@ -255,6 +265,8 @@ def main(arguments=None, design=None):
         board = boards.load(options.board)
         config = configuration(board.config, options)
         fit.check(board, config)
+        if options.core_clock:
+            board = _with_core_clock(board, options.core_clock)
     except ValueError as error:
         commands.error(str(error))
     except OSError as error:

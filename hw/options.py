@@ -17,6 +17,7 @@ def parser(prog, description):
     made.add_argument("--board", help="which board; see --list")
     made.add_argument("--list", action="store_true", help="describe the boards and stop")
     made.add_argument("--out", default="build", type=Path, help="folder for results (default: build)")
+    made.add_argument("--core-clock", metavar="NAME", help="what drives the core, where the shell leaves a choice: pcie, mac")
     made.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
     made.add_argument(
         "--no-synth", action="store_true", help="no synthesis with Yosys, so no report of area and depth"

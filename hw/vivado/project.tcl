@@ -48,7 +48,10 @@ proc make_ips {} {
     file delete -force $folder
     file mkdir $folder
     set ip_folder $folder
-    source [file join $here ip.tcl]
+    # It reads properties back, and complains of those that have not held.
+    if {[catch {source [file join $here ip.tcl]} words]} {
+        fail $words
+    }
     foreach ip [lsort [get_ips]] {
         stage "vendor block $ip"
         generate_target all [get_ips $ip]

@@ -58,6 +58,15 @@ class Broken(wiring.Component):
         return m
 
 
+_LOAD = boards.load
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch):
+    """Boards without their shells, whose export takes a minute."""
+    monkeypatch.setattr(boards, "load", lambda name: dataclasses.replace(_LOAD(name), shell=None))
+
+
 def test_verilog_only(tmp_path, capsys):
     assert build.main(["--board", "alveo_u50", "--out", str(tmp_path), "--no-synth"], design=Toy()) == 0
     folder = tmp_path / "alveo_u50"
@@ -131,11 +140,12 @@ def test_failed_synthesis_ends_with_1(tmp_path, capsys):
 class Shell(Everything):
     """Stands for what surrounds the core: takes all pins, and has one block of the vendor's."""
 
-    def __init__(self, board, config):
+    def __init__(self, board, config, core_clock="pcie"):
+        self._core_clock = core_clock
         self.ips = [SimpleNamespace(module="mac", name="m", vendor="v", library="l", properties={"A": "1"}, after=())]
 
     def constraints(self):
-        return ["set_false_path -to [get_cells first]"]
+        return [f"set_false_path -to [get_cells {self._core_clock}]"]
 
 
 @pytest.fixture
@@ -171,10 +181,25 @@ def test_everything_up_to_the_door_of_the_vendors_tool(tmp_path, shelled, capsys
     folder = tmp_path / "alveo_u50"
     assert "module acceltcp_alveo_u50(" in (folder / "acceltcp_alveo_u50.v").read_text()
     assert "set_property PACKAGE_PIN AW27 [get_ports {pcie_x16_0__perst__io}]" in (folder / "acceltcp_alveo_u50.xdc").read_text()
-    assert (folder / "acceltcp_alveo_u50_cells.xdc").read_text() == "set_false_path -to [get_cells first]\n"
+    assert (folder / "acceltcp_alveo_u50_cells.xdc").read_text() == "set_false_path -to [get_cells pcie]\n"
     assert "-module_name mac" in (folder / "ip.tcl").read_text()
     said = " ".join(capsys.readouterr().err.split())
     assert "no bitstream: vivado is not on PATH" in said and "run build.sh" in said
+
+
+def test_core_clock(tmp_path, shelled, capsys):
+    assert run(tmp_path, "--no-vivado", "--core-clock", "mac") == 0
+    assert "get_cells mac" in (tmp_path / "alveo_u50/acceltcp_alveo_u50_cells.xdc").read_text()
+    with pytest.raises(SystemExit) as exit_:
+        run(tmp_path, "--core-clock", "moon")
+    assert exit_.value.code == 2
+    assert "core-clock must be pcie or mac on alveo_u50, not 'moon'" in capsys.readouterr().err
+
+
+def test_no_choice_of_clocks_without_a_shell(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        build.main(["--board", "netfpga_sume", "--core-clock", "mac", "--out", str(tmp_path)])
+    assert "core-clock must be left out on netfpga_sume, not 'mac'" in capsys.readouterr().err
 
 
 def test_a_bitstream_where_the_tool_is(tmp_path, shelled, capsys, monkeypatch):

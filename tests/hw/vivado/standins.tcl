@@ -9,6 +9,7 @@ set slack [lindex $argv 1]
 set script [lindex $argv 2]
 set argv [lrange $argv 3 end]
 set ips {}
+set properties [dict create]
 
 proc touch {file} {
     set handle [open $file w]
@@ -37,7 +38,7 @@ proc parse {command options arguments} {
 
 proc standin {name options {body {}}} {
     proc $name args [string map [list @NAME $name @OPTIONS [list $options] @BODY $body] {
-        global log ips slack
+        global log ips slack properties
         lassign [parse @NAME @OPTIONS $args] options plain
         puts $log [list @NAME {*}$args]
         flush $log
@@ -64,15 +65,19 @@ standin read_ip {} {lappend ips [file rootname [file tail [lindex $plain 0]]]}
 standin generate_target {}
 standin synth_ip {} {if {[info exists ::env(FAIL_AT)] && $::env(FAIL_AT) eq "synth_ip"} {error "interrupted"}}
 standin read_verilog {} {if {![file exists [lindex $plain 0]]} {error "no such file"}}
-standin read_xdc {} {if {![file exists [lindex $plain 0]]} {error "no such file"}}
+standin read_xdc {} {uplevel #0 [list source [lindex $plain 0]]}
 standin synth_design {-top= -part=}
-standin get_cells {-quiet -hier -filter=}
+standin get_cells {-quiet -hier -hierarchical -filter=}
 standin get_pins {-quiet -of= -filter=}
 standin get_clocks {-quiet -of_objects=}
 standin all_fanin {-flat -startpoints_only}
 standin set_false_path {-to=}
 standin set_max_delay {-datapath_only -from= -to=}
-standin set_property {}
+standin set_bus_skew {-from= -to=}
+standin set_property {} {
+    lassign $plain name value objects
+    dict set properties $objects $name $value
+}
 standin opt_design {}
 standin place_design {}
 standin phys_opt_design {}
@@ -84,7 +89,12 @@ foreach name {report_clock_interaction report_cdc report_bus_skew report_drc rep
     standin $name {-file=} {touch [dict get $options -file]}
 }
 standin get_timing_paths {-setup -hold -max_paths=} {return path}
-standin get_property {} {return [expr {[lindex $plain 0] eq "SLACK" ? $slack : "value of [lindex $plain 0]"}]}
+standin get_property {} {
+    lassign $plain name object
+    if {$name eq "SLACK"} {return $slack}
+    if {[dict exists $properties $object $name]} {return [dict get $properties $object $name]}
+    return "value of $name"
+}
 standin write_bitstream {-force} {touch [lindex $plain 0]}
 standin write_cfgmem {-force -format= -interface= -size= -loadbit= -file=} {touch [dict get $options -file]}
 

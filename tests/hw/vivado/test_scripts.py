@@ -42,9 +42,9 @@ IPS = [
 class Project:
     """A folder with a project, and tclsh to run its scripts."""
 
-    def __init__(self, folder, board=U50, ips=IPS, verilog="module top; endmodule\n"):
+    def __init__(self, folder, board=U50, ips=IPS, verilog="module top; endmodule\n", late="# late\n"):
         self.folder = folder
-        for name, text in project_files(board, "top", verilog, "# early\n", "# late\n", ips).items():
+        for name, text in project_files(board, "top", verilog, "# early\n", late, ips).items():
             (folder / name).write_text(text)
 
     def run(self, script="project.tcl", *arguments, slack="0.1", fail_at=None):
@@ -133,6 +133,29 @@ def test_vendor_blocks_with_properties_in_order(tmp_path):
     assert max(i for i, name in enumerate(names(calls)) if name == "synth_ip") < names(calls).index(
         "synth_design"
     )
+
+
+@pytest.mark.parametrize("name", [n for n in boards.names() if (b := boards.load(n)).flash and b.shell])
+def test_the_shell_of_every_board(name, tmp_path):
+    board = boards.load(name)
+    shell = board.shell(board, board.config)
+    late = "".join(f"{line}\n" for line in shell.constraints())
+    calls, done = Project(tmp_path, board, shell.ips, late=late).run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = [call[call.index("-module_name") + 1] for call in calls if call[0] == "create_ip"]
+    assert made == [ip.module for ip in shell.ips] and len(made) == 1 + board.config.ports
+    for ip in shell.ips:
+        values = [call[1:3] for call in calls if call[0] == "set_property" and call[-1] == ip.module]
+        wanted = [[f"CONFIG.{name.removeprefix('CONFIG.')}", str(value)] for name, value in ip.properties.items()]
+        assert values[: len(wanted)] == wanted
+    # Each crossing has a delay and a skew.
+    count = sum(call[0] == "set_bus_skew" for call in calls)
+    assert count == sum(call[0] == "set_max_delay" for call in calls) >= 4 * board.config.ports
+
+
+def test_a_property_that_has_not_held_is_one_line(tmp_path):
+    _, done = Project(tmp_path, ips=[Ip("a", "b", after=("error {a: X is 1, 2 expected}",))]).run()
+    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "ERROR: a: X is 1, 2 expected"
 
 
 def test_an_interrupted_run_goes_on(tmp_path):
