@@ -42,7 +42,7 @@ class CmacPort(wiring.Component):
     Members
     -------
     rx: Out(packet_stream(WIDTH, always_ready=True)); tx: In(packet_stream(WIDTH)).
-    clock: Out(1): the MAC's clock; clock_good: Out(1): it runs, asynchronous.
+    clock: Out(1): the MAC's clock. clock_good: Out(1), domain `init`: it has begun to run, and does not stop for a lost link.
     link: Out(1), domain `sync`.
     """
 
@@ -84,10 +84,9 @@ class CmacPort(wiring.Component):
         m.submodules.rx_crossing, m.submodules.tx_crossing = rx, tx = renamed(self._rx), renamed(self._tx)
         m.submodules.rx_axis = source = DomainRenamer(mac_domain)(AxisSource(WIDTH, always_ready=True))
 
-        down = Signal()
+        down, running = Signal(), Signal()
         m.d.comb += [
             self.clock.eq(clock),
-            self.clock_good.eq(~tx_reset),
             ClockSignal(mac_domain).eq(clock),
             ClockSignal(bring_domain).eq(clock),
             ClockSignal(port_domain).eq(ClockSignal("sync")),
@@ -98,7 +97,10 @@ class CmacPort(wiring.Component):
             ResetSynchronizer(down, domain=mac_domain),
             ResetSynchronizer(down, domain=port_domain),
             FFSynchronizer(bring_up.up, self.link),
+            FFSynchronizer(~tx_reset, running, o_domain="init"),
         ]
+        with m.If(running):
+            m.d.init += self.clock_good.eq(1)
         connect(m, source.o, rx.i)
         connect(m, rx.o, flipped(self.rx))
         connect(m, flipped(self.tx), tx.i)
