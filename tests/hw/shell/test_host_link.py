@@ -47,7 +47,7 @@ class Registers:
                 assert ctx.get(axil.wstrb) == 15
                 await ctx.tick()
                 ctx.set(axil.awready, 0)
-                await ctx.tick().repeat(2)
+                await ctx.tick()
                 ctx.set(axil.wready, 1)
                 await ctx.tick()
                 ctx.set(axil.wready, 0)
