@@ -26,10 +26,10 @@ SPLICE_MIN = 16384
 class Balancer(Service):
     """`acceltcp lb` whose back ends are on the kernel's side."""
 
-    def __init__(self, where: Path, ports: list[int], *words: str) -> None:
+    def __init__(self, where: Path, ports: list[int], *words: str, per: str = "request") -> None:
         config = where / "lb.toml"
         backends = "".join(f"[[backends]]\nhost = '{KERNEL4}'\nport = {port}\n" for port in ports)
-        config.write_text(f"splice_min = {SPLICE_MIN}\n{backends}[timeouts]\nconnect = 5\nstop = 3\n")
+        config.write_text(f"balance_per = '{per}'\nsplice_min = {SPLICE_MIN}\n{backends}[timeouts]\nconnect = 30\nstop = 10\n")
         super().__init__("lb", "--config", str(config), "--json", *words, folder=where)
 
 
@@ -84,6 +84,40 @@ def test_keep_alive_over_three_back_ends() -> None:
         # One connection to each back end served them all.
         assert [backend.connections for backend in backends] == [1, 1, 1]
         assert all(not each["active"] and not each["pooled"] and not each["errors"] for each in stats["backends"].values())
+        for backend in backends:
+            await backend.stop()
+
+    with folder() as where:
+        asyncio.run(asyncio.wait_for(test(where), LIMIT_S))
+
+
+@isolated
+@pytest.mark.slow
+def test_per_connection() -> None:
+    """The host sees a connection's first request, and hardly anything else."""
+
+    async def test(where: Path) -> None:
+        backends = await started(sizes("a"), sizes("b"))
+        balancer = Balancer(where, [backend.port for backend in backends], per="connection")
+        await asyncio.to_thread(balancer.start)
+        began = time.monotonic()
+        results = [await sequence(number, 5) for number in range(4)]
+        took = time.monotonic() - began
+        assert [list(servers) for servers, _, _ in results] == [["a"], ["b"]] * 2
+        nic = await asyncio.to_thread(balancer.stats)
+        # This waits until the NIC has forgotten the last one.
+        assert await asyncio.to_thread(balancer.stop) == 0, balancer.said()
+        print(balancer.said(), f"{took:.1f} s")
+        stats = json.loads(balancer.said().splitlines()[-1])
+        assert stats["clients"] == {"connections": 4, "live": 0, "requests": 4}
+        handed = stats["handed_over"]
+        assert handed["bytes"] > sum(octets for _, _, octets in results)
+        assert (handed["connections"], handed["live"], handed["spliced"], handed["relayed"]) == (4, 0, 4, 0)
+        assert stats["refused"] == stats["aborted"] == stats["not_spliced"] == {}
+        counters = nic["counters"]
+        print({name: counters[name] for name in ("rx_host_packets", "splice_packets", "splice_opened")})
+        assert counters["splice_opened"] == 4 and counters["splice_packets"] > 5 * counters["rx_host_packets"]
+        assert [backend.connections for backend in backends] == [2, 2]
         for backend in backends:
             await backend.stop()
 
