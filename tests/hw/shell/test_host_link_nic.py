@@ -44,6 +44,7 @@ def plugged(loss: float = 0.0, duplicate: float = 0.0):
         yield board
 
 
+@pytest.mark.long
 def test_converts():
     converts(LinkedNic(CONFIG))
 
@@ -87,7 +88,9 @@ def exchange(data: bytes) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("loss", "duplicate"), [(0.0, 0.0), (0.01, 0.01)], ids=["clean", "lossy"])
+@pytest.mark.parametrize(
+    ("loss", "duplicate"), [pytest.param(0.0, 0.0, marks=pytest.mark.long, id="clean"), pytest.param(0.01, 0.01, id="lossy")]
+)
 @isolated
 def test_a_kernel_client_is_served_through_the_link(loss, duplicate):
     data = bytes(range(256)) * 1024

@@ -490,7 +490,7 @@ def test_long(seed):
 
 
 @settings(
-    max_examples=6, derandomize=True, deadline=None, database=None,
+    max_examples=3, derandomize=True, deadline=None, database=None,
     suppress_health_check=list(HealthCheck), print_blob=True,
 )  # fmt: skip
 @given(
