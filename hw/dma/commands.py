@@ -50,7 +50,7 @@ class Commands(wiring.Component):
     close: Out(stream(TxCommand)): CLOSE commands.
     updates, updated: Out(stream(FlowUpdate)), In(stream({"status"})): FLOW_UPDATE.
     splice: Out(stream(TxCommand)): SPLICE commands; with `config.splices` only.
-    splice_updates, splice_updated: Out(stream({"splice"})), In(stream({"status"})): SPLICE_UPDATE; likewise.
+    splice_updates, splice_updated: Out(stream({"splice", "copy"})), In(stream({"status"})): SPLICE_UPDATE; likewise.
     events: Out(stream(EventRequest)).
     idle: no command is in work or waits.
     counts: commands, command_errors.
@@ -62,7 +62,7 @@ class Commands(wiring.Component):
         self._config = config
         splices = {
             "splice": Out(stream.Signature(TxCommand)),
-            "splice_updates": Out(stream.Signature(data.StructLayout({"splice": 32}))),
+            "splice_updates": Out(stream.Signature(data.StructLayout({"splice": 32, "copy": 1}))),
             "splice_updated": In(stream.Signature(data.StructLayout({"status": 8}))),
         }
         super().__init__(
@@ -110,7 +110,11 @@ class Commands(wiring.Component):
             passed.eq(self.close.valid & self.close.ready | splice_passed),
             self.close.payload.eq(self.i.payload),
             *(
-                (self.splice.payload.eq(self.i.payload), self.splice_updates.p.splice.eq(splice.splice))
+                (
+                    self.splice.payload.eq(self.i.payload),
+                    self.splice_updates.p.splice.eq(splice.splice),
+                    self.splice_updates.p.copy.eq(splice.copy),
+                )
                 if self._config.splices
                 else ()
             ),

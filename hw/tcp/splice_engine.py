@@ -1,7 +1,7 @@
 """`SpliceEngine`: every received packet passes it; it decides of those that are spliced, and keeps what it learns of them.
 
     packets ----------------+                        +--> FIFO --> o
-    install, abort, read ---+--> StateMemory + rules +--> FIFO --> records (of packets that are forwarded)
+    install, update, read --+--> StateMemory + rules +--> FIFO --> records (of packets that are forwarded)
     deadlines --------------+    memory of ways      +--> ended
 
 One operation begins per cycle; packets have the right of way, but others get at least one cycle in nine (`SHARE`). Packets of one
@@ -67,6 +67,7 @@ _COUNTS = (
     "splice_octets",
     "splice_copied",
     "splice_diverted",
+    "splice_stale",
     "splice_drop_syn",
     *_ENDED.values(),
 )
@@ -86,7 +87,8 @@ class SpliceEngine(wiring.Component):
     i, o, records: see the module's text.
     way_write, way_index, way: writes SpliceWay(config) of way 2 * pair + side.
     installs: In(stream of SpliceInstallation(config)).
-    aborts: In(stream of {"index", "generation"}): ends a pair. aborted: its result, in order; `found`: there was one.
+    updates: In(stream of {"index", "generation", "copy"}): ends a pair, or (`copy`) makes the engine copy its packets anew. updated: its
+        result, in order; `found`: there was one.
     reads: In(stream of {"way"}). read: the pair's state and the rows of the way's entry.
     ended: a pair has just begun to end; nothing of it changes any more.
     used_end: pairs from here on are not in use. any_held: some are.
@@ -110,10 +112,10 @@ class SpliceEngine(wiring.Component):
                 "way_index": In(index + 1),
                 "way": In(SpliceWay(config)),
                 "installs": In(stream.Signature(SpliceInstallation(config))),
-                "aborts": In(
-                    stream.Signature(data.StructLayout({"index": index, "generation": GENERATION_BITS}))
+                "updates": In(
+                    stream.Signature(data.StructLayout({"index": index, "generation": GENERATION_BITS, "copy": 1}))
                 ),
-                "aborted": Out(data.StructLayout({"valid": 1, "found": 1})),
+                "updated": Out(data.StructLayout({"valid": 1, "found": 1})),
                 "reads": In(stream.Signature(data.StructLayout({"way": index + 1}))),
                 "read": Out(data.StructLayout({"valid": 1, "rows": rows, "pair": SplicePair})),
                 "ended": Out(data.StructLayout({"valid": 1, "index": index})),
@@ -143,7 +145,7 @@ class SpliceEngine(wiring.Component):
         sweeping = self._choose(m, op, way, begun, taken, self._time(m, now))
 
         # The operation meets its pair; the ways, which no packet changes, come beside it.
-        guard_end_of, way_of, dispatch = self._beside(m, memory.latency, way)
+        way_of, dispatch = self._beside(m, memory.latency, way)
         m.d.comb += [
             memory.i_valid.eq(begun),
             memory.i_index.eq(way[1:]),
@@ -152,7 +154,6 @@ class SpliceEngine(wiring.Component):
             rules.early_state.eq(memory.early_state),
             rules.op.eq(memory.o_side),
             rules.state.eq(memory.o_state),
-            rules.guard_end.eq(guard_end_of),
             rules.install.eq(self.installs.p.pair),
             rules.now.eq(now),
             rules.linger.eq(self.linger),
@@ -176,7 +177,7 @@ class SpliceEngine(wiring.Component):
         m.d.sync += inside.eq(Cat(begun, inside))
         m.d.comb += self.busy.eq(
             sweeping | self.i.valid | (rooms != OUTPUTS) | (records != RECORDS) | (inside != 0) | self.installs.valid
-            | self.aborts.valid | self.reads.valid
+            | self.updates.valid | self.reads.valid
         )  # fmt: skip
         return m
 
@@ -222,12 +223,12 @@ class SpliceEngine(wiring.Component):
             op.fin.eq(flag[TCPFlag.FIN]),
             op.rst.eq(flag[TCPFlag.RST]),
             op.payload_length.eq(packet.payload_length),
-            op.generation.eq(self.aborts.p.generation),
+            op.generation.eq(self.updates.p.generation),
         ]
         waited = Signal(range(SHARE + 1))
         others, urgent, packets_turn = Signal(), Signal(), Signal()
         m.d.comb += [
-            others.eq(self.installs.valid | self.aborts.valid | self.reads.valid | sweeping),
+            others.eq(self.installs.valid | self.updates.valid | self.reads.valid | sweeping),
             urgent.eq(waited == SHARE),
             # Who has waited still does: nobody withdraws.
             packets_turn.eq(taken & ~urgent),
@@ -247,8 +248,12 @@ class SpliceEngine(wiring.Component):
                 way[1:].eq(self.installs.p.index),
                 self.installs.ready.eq(1),
             ]
-        with m.Elif(self.aborts.valid):
-            m.d.comb += [op.kind.eq(OpKind.ABORT), way[1:].eq(self.aborts.p.index), self.aborts.ready.eq(1)]
+        with m.Elif(self.updates.valid):
+            m.d.comb += [
+                op.kind.eq(Mux(self.updates.p.copy, OpKind.COPY, OpKind.ABORT)),
+                way[1:].eq(self.updates.p.index),
+                self.updates.ready.eq(1),
+            ]
         with m.Elif(self.reads.valid):
             m.d.comb += [op.kind.eq(OpKind.READ), way.eq(self.reads.p.way), self.reads.ready.eq(1)]
         with m.Elif(sweeping):
@@ -280,7 +285,7 @@ class SpliceEngine(wiring.Component):
             stages[0].record.eq(self.i.p.dispatch),
             *(later.eq(earlier) for later, earlier in zip(stages[1:], stages, strict=False)),
         ]
-        return late[-1].guard_end, late[-1], stages[-1]
+        return late[-1], stages[-1]
 
     def _results(self, m, memory, rules, way, passing, outputs, waiting):
         """One cycle after the operation: everything is told. Returns whether a record was reserved in vain."""
@@ -329,8 +334,8 @@ class SpliceEngine(wiring.Component):
             octets.eq(op.payload_length),
             self.ended.valid.eq(memory.o_valid & act.ended),
             self.ended.index.eq(memory.o_index),
-            self.aborted.valid.eq(memory.o_valid & (op.kind == OpKind.ABORT)),
-            self.aborted.found.eq(act.found),
+            self.updated.valid.eq(memory.o_valid & ((op.kind == OpKind.ABORT) | (op.kind == OpKind.COPY))),
+            self.updated.found.eq(act.found),
             self.read.valid.eq(memory.o_valid & (op.kind == OpKind.READ)),
             self.read.pair.eq(memory.o_state),
             self.read.rows.eq(way.rows),
@@ -342,6 +347,7 @@ class SpliceEngine(wiring.Component):
             counts.splice_octets.eq(Mux(forwarded, octets, 0)),
             counts.splice_copied.eq(forwarded & copied),
             counts.splice_diverted.eq(spared & told.keep & (told.verdict == Verdict.DIVERTED)),
+            counts.splice_stale.eq(spared & told.keep & (told.verdict == Verdict.GUARD)),
             counts.splice_drop_syn.eq(spared & told.dropped),
             *(counts[name].eq(done & told.ended & (told.status == status)) for status, name in _ENDED.items()),
         ]

@@ -192,7 +192,6 @@ class SpliceInstall(wiring.Component):
                     ("ecn", SpliceSideFlag.ECN),
                 )
             ),
-            way.guard_end.eq(source.snd_nxt),
             *(way.rows[k].eq(digest >> k * config.table.row_bits) for k in range(2)),
         ]
 
@@ -381,5 +380,6 @@ class SpliceInstall(wiring.Component):
                 state.snd_end.eq(side.rcv_nxt),
                 state.ack.eq(side.snd_una),
                 state.guard.eq(side.snd_una != side.snd_nxt),
+                state.guard_end.eq(side.snd_nxt),
                 state.offset.eq(other.snd_nxt - side.rcv_nxt),
             ]

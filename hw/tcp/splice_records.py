@@ -84,7 +84,6 @@ def SpliceWay(config):  # noqa: N802
     return data.StructLayout(
         {
             "translation": Translation,
-            "guard_end": 32,  # while the side's acknowledgments are below it, its packets are copied to the host
             "rows": data.ArrayLayout(config.table.row_bits, 2),  # of the side's entry in the connection table
         }
     )
@@ -99,14 +98,15 @@ class SpliceSideState(data.Struct):
     stamped: 1
     fin: 1  # its FIN was forwarded
     fin_acked: 1  # and acknowledged by the other side
-    guard: 1
+    guard: 1  # what the host has to deliver to this side ends at `guard_end` (constant), and is not known to have arrived
+    guard_end: 32
     offset: 32  # added to its sequence numbers they are those of the other connection
     octets: OCTETS_BITS
     packets: 32
 
 
 class SplicePair(data.Struct):
-    """What changes of a pair: at most 504 bits."""
+    """What changes of a pair: at most 576 bits, eight block RAMs in parallel."""
 
     state: PairState
     ending: 1  # packets go to the host, DIVERTED; nothing changes any more

@@ -1,7 +1,7 @@
 """`SpliceRules`: what becomes of a pair of spliced connections, and of a packet, in one operation.
 
-* Latency: `next`, `write` and `act` belong to the operation on `op`; sums with what no packet changes (offsets) are
-  taken a cycle before, from `early_op` and `early_state` (`hw.table.state.StateMemory`). An operation that writes them, INSTALL, is
+* Latency: `next`, `write` and `act` belong to the operation on `op`; sums with what no packet changes (offsets, ends of what the host
+  has to deliver) are taken a cycle before, from `early_op` and `early_state` (`hw.table.state.StateMemory`). An operation that writes them, INSTALL, is
   never followed by a packet that needs them: the pair's entries in the connection table do not stand yet.
 * Throughput: one operation per cycle. Registered: those sums. Overflow, reset: nothing to lose.
 
@@ -39,8 +39,9 @@ class OpKind(enum.Enum, shape=3):
     INSTALL = 2  # its state is written
     ACTIVATE = 3  # both of its entries are in the connection table
     ABORT = 4
-    SWEEP = 5  # its deadline is looked at
-    READ = 6
+    COPY = 5  # its packets are copied to the host again
+    SWEEP = 6  # its deadline is looked at
+    READ = 7
 
 
 class SpliceOp(data.Struct):
@@ -58,7 +59,7 @@ class SpliceOp(data.Struct):
     fin: 1
     rst: 1
     payload_length: 16
-    generation: GENERATION_BITS  # ABORT
+    generation: GENERATION_BITS  # ABORT, COPY
 
 
 class SpliceAct(data.Struct):
@@ -72,7 +73,7 @@ class SpliceAct(data.Struct):
     dropped: 1  # a SYN
     ended: 1
     status: STATUS_BITS  # ended: why
-    found: 1  # ABORT: there was something to end
+    found: 1  # ABORT, COPY: it has not ended
 
 
 class SpliceRules(wiring.Component):
@@ -81,7 +82,7 @@ class SpliceRules(wiring.Component):
     Members
     -------
     early_op, early_state: the operation that will be on `op` in the next cycle, and its pair.
-    op, state: the operation and its pair. guard_end: of the packet's way.
+    op, state: the operation and its pair.
     install: INSTALL: the state to be.
     now, linger: in units of SPLICE_UNIT_STEPS.
     next, write: the pair's new state. act: what else.
@@ -94,7 +95,6 @@ class SpliceRules(wiring.Component):
                 "early_state": In(SplicePair),
                 "op": In(SpliceOp),
                 "state": In(SplicePair),
-                "guard_end": In(32),
                 "install": In(SplicePair),
                 "now": In(SPLICE_TIME_BITS),
                 "linger": In(LINGER_BITS),
@@ -115,7 +115,12 @@ class SpliceRules(wiring.Component):
         mine_offset, other_offset = (Mux(early.side ^ k, sides[1].offset, sides[0].offset) for k in (0, 1))
         seq_there, ack_there = Signal(32, reset_less=True), Signal(32, reset_less=True)
         end_there = Signal(32, reset_less=True)
+        # Whether it acknowledges less, and begins with less, than the host has to deliver.
+        below_guard, before = Signal(reset_less=True), Signal(reset_less=True)
+        mine_guard_end, other_guard_end = (Mux(early.side ^ k, sides[1].guard_end, sides[0].guard_end) for k in (0, 1))
         m.d.sync += [
+            below_guard.eq((early.ack - mine_guard_end)[31]),
+            before.eq((early.seq + mine_offset - other_guard_end)[31]),
             seq_there.eq(early.seq + mine_offset),
             ack_there.eq(early.ack - other_offset),
             end_there.eq(early.data_end + mine_offset),
@@ -147,8 +152,8 @@ class SpliceRules(wiring.Component):
             return ~difference(name, left, right)[-1] & (left != right)
 
         # What becomes of the packet.
-        moving, live, drop, divert, forward = (
-            Signal(name=name) for name in ("moving", "live", "drop", "divert", "forward")
+        moving, live, drop, divert, stale, forward = (
+            Signal(name=name) for name in ("moving", "live", "drop", "divert", "stale", "forward")
         )
         past_limit = greater("past_limit", end_there, state.limit_end)
         m.d.comb += [
@@ -156,7 +161,10 @@ class SpliceRules(wiring.Component):
             drop.eq((state.state == PairState.LINGER) & op.syn & ~op.has_ack),
             divert.eq(state.bounded & ~op.rst & (op.fin | Mux(op.side, past_limit, op.payload_length != 0))),
             live.eq((op.kind == OpKind.PACKET) & moving & ~drop),
-            forward.eq(live & ~divert),
+            # In front of the first byte to forward the other side waits for the host's own data. This side's must not take their place,
+            # nor their timestamp make those look old (RFC 7323 section 5.3). Later nobody takes what it has.
+            stale.eq(other.guard & before & ~op.rst),
+            forward.eq(live & ~divert & ~stale),
         ]
 
         # What it acknowledges, forwarded or not: no more than has been forwarded to it, here or by the host.
@@ -172,11 +180,12 @@ class SpliceRules(wiring.Component):
             unheard.append(unseen)
         other_end = Signal(32)
         m.d.comb += other_end.eq(Mux(accepted & Mux(op.side, unheard[1], unheard[0]), ack_there, other.snd_end))
-        below_guard = difference("below_guard", op.ack, self.guard_end)[-1]
+        known = op.has_ack & same(op.ack, "ack")
         m.d.comb += [
             accepted.eq(op.has_ack & Mux(op.side, fresh[1], fresh[0])),
             after.ack.eq(Mux(accepted, op.ack, mine.ack)),
-            after.guard.eq(mine.guard & ~(accepted & ~below_guard)),
+            after.guard.eq(mine.guard & ~((accepted | known) & ~below_guard)),
+            after.guard_end.eq(mine.guard_end),
             # The host has acknowledged more to the other side: whose segments would be selectively acknowledged from its first
             # one on, as if by a receiver that has changed its mind (RFC 2018 section 8), which costs it all it knows.
             act.hide_sack.eq(mine.guard & below_guard),
@@ -262,6 +271,8 @@ class SpliceRules(wiring.Component):
                 m.d.comb += self.write.eq(found)
                 with m.If(found):
                     m.d.comb += [act.ended.eq(1), act.status.eq(Status.ABORTED)]
+            with m.Case(OpKind.COPY):
+                m.d.comb += [self.write.eq(found), *(side.guard.eq(1) for side in new.sides)]
             with m.Case(OpKind.SWEEP):
                 m.d.comb += self.write.eq(due)
                 with m.If(due):

@@ -48,7 +48,7 @@ class Splices(wiring.Component):
     i, o: In(stream of SpliceInput), Out(stream of SpliceOutput): every packet, in order.
     records: Out(stream of SpliceRecord): packets to rewrite and send, in order.
     commands: In(stream of TxCommand): SPLICE commands; room: so many are taken at once.
-    updates, updated: In(stream of {"splice"}), Out(stream of {"status"}): SPLICE_UPDATE commands.
+    updates, updated: In(stream of {"splice", "copy"}), Out(stream of {"status"}): SPLICE_UPDATE commands.
     table_requests, entries: to the reader of tables (`FrameTable`).
     insert, inserted, delete, deleted: to the connection table, as in `TablePort`.
     events: Out(stream of EventRequest), two of them: COMMAND_DONE; SPLICE_SIDE and SPLICE_DONE. The end of a splice is offered when
@@ -70,7 +70,7 @@ class Splices(wiring.Component):
                 "records": Out(stream.Signature(SpliceRecord)),
                 "commands": In(stream.Signature(TxCommand)),
                 "room": Out(range(COMMANDS + 1)),
-                "updates": In(stream.Signature(data.StructLayout({"splice": 32}))),
+                "updates": In(stream.Signature(data.StructLayout({"splice": 32, "copy": 1}))),
                 "updated": Out(stream.Signature(data.StructLayout({"status": 8}))),
                 "table_requests": Out(stream.Signature(TableRequest)),
                 "entries": In(stream.Signature(FrameEntry)),
@@ -149,8 +149,9 @@ class Splices(wiring.Component):
         found = Signal()
         m.d.comb += [
             Value.cast(splice).eq(self.updates.p.splice),
-            engine.aborts.p.index.eq(splice.index),
-            engine.aborts.p.generation.eq(splice.generation),
+            engine.updates.p.index.eq(splice.index),
+            engine.updates.p.generation.eq(splice.generation),
+            engine.updates.p.copy.eq(self.updates.p.copy),
             self.updated.p.status.eq(Mux(found, Status.OK, Status.NOT_FOUND)),
         ]
         updating = Signal()
@@ -159,19 +160,19 @@ class Splices(wiring.Component):
             with m.State("Wait"):
                 m.d.sync += found.eq(0)
                 with m.If(self.updates.valid):
-                    m.next = "Abort"
+                    m.next = "Update"
                     # Of what has not been given out since the reset the memory knows nothing.
                     with m.If(splice.index >= indices.used_end):
                         m.d.comb += self.updates.ready.eq(1)
                         m.next = "Tell"
-            with m.State("Abort"):
-                m.d.comb += engine.aborts.valid.eq(1)
-                with m.If(engine.aborts.ready):
+            with m.State("Update"):
+                m.d.comb += engine.updates.valid.eq(1)
+                with m.If(engine.updates.ready):
                     m.d.comb += self.updates.ready.eq(1)
                     m.next = "Wait for the engine"
             with m.State("Wait for the engine"):
-                m.d.sync += found.eq(engine.aborted.found)
-                with m.If(engine.aborted.valid):
+                m.d.sync += found.eq(engine.updated.found)
+                with m.If(engine.updated.valid):
                     m.next = "Tell"
             with m.State("Tell"):
                 m.d.comb += self.updated.valid.eq(1)

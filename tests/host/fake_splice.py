@@ -107,6 +107,11 @@ class FakePair:
     def end(self, status: Status, reset_by: int = 0) -> None:
         self.state, self.status, self.reset_by = "ENDING", status, reset_by
 
+    def copy(self) -> None:
+        """Let the host see packets again."""
+        for side in self.sides:
+            side.guard = True
+
     def activate(self, now: int) -> None:
         self.state, self.deadline = "ACTIVE", now + self.idle
 
@@ -138,6 +143,7 @@ class FakePair:
         else:
             diverted = bounded and (fin or ahead(there + length, self.limit_end or 0) > 0)
         guard = mine.guard or other.guard
+        stale = other.guard and not rst and ahead(there, other.guard_end) < 0
         exact = rst and (there == other.ack or seq == mine.snd_end)
 
         limit = False
@@ -147,9 +153,14 @@ class FakePair:
                 mine.ack = ack
                 if beyond > 0:
                     other.snd_end = ack - other.offset & M32
-                mine.guard = mine.guard and ahead(ack, mine.guard_end) < 0
                 limit = self.limit_end is not None and d == 0 and ack == self.limit_end
-        if not diverted:
+            if ack == mine.ack and ahead(ack, mine.guard_end) >= 0:
+                mine.guard = False
+        if diverted:
+            self.count("splice_diverted")
+        elif stale:
+            self.count("splice_stale")
+        else:
             end = seq + length + fin & M32
             if not rst and not mine.fin and 0 <= ahead(end, mine.snd_end) < 1 << 30:
                 # A FIN that was lost before counts when it is repeated, though an acknowledgment has told of its number.
@@ -161,8 +172,6 @@ class FakePair:
             self.count("splice_packets")
             self.count("splice_octets", length)
             self.count("splice_copied", int(guard))
-        else:
-            self.count("splice_diverted")
         if self.state == "ACTIVE":
             self.deadline = now + self.idle
             if all(
@@ -175,6 +184,8 @@ class FakePair:
             self.end(Status.LIMIT)
         if diverted:
             return True, False, Verdict.DIVERTED
+        if stale:
+            return True, False, Verdict.GUARD
         return guard, True, Verdict.GUARD if guard else Verdict.PLAIN
 
 
@@ -364,6 +375,9 @@ class FakeSplices:
 
     def updated(self, fields: dict[str, int]) -> None:
         pair = self.pairs[fields["splice"] & (1 << INDEX_BITS) - 1]
+        if fields["copy"]:
+            pair.copy()
+            return
         pair.end(Status.ABORTED)
         self._settle(pair)
 

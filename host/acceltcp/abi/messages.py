@@ -91,7 +91,7 @@ class Verdict(enum.IntEnum):
     """First segment of a connection: its acknowledgment carries a valid cookie."""
     GUARD = 2
     """Copy of a spliced packet, which the NIC has forwarded too: one of the two peers has not acknowledged yet what the host
-    relayed to it before the hand-over."""
+    relayed to it before the hand-over. (A packet that begins with bytes that the host had acknowledged is not forwarded then.)"""
     DIVERTED = 3
     """A spliced packet that the NIC has not forwarded: data or FIN of the client during a bounded splice, data
     beyond its limit or FIN of the server, or anything that comes while the splice is being undone."""
@@ -218,7 +218,7 @@ class CommandOpcode(enum.IntEnum):
     SPLICE = 6
     """Join two connections (`SPLICE_COMMAND`); the event's `value` names the splice."""
     SPLICE_UPDATE = 7
-    """End a splice (`SPLICE_UPDATE_COMMAND`)."""
+    """End a splice, or have its packets copied again (`SPLICE_UPDATE_COMMAND`)."""
 
 
 class ListenFlag(enum.IntFlag):
@@ -504,9 +504,12 @@ SPLICE_COMMAND = Message(
 
 SPLICE_UPDATE_COMMAND = Message(
     "SPLICE_UPDATE_COMMAND",
-    "SPLICE_UPDATE (64 bytes): end a splice now, with status ABORTED. Refused with NOT_FOUND when it has ended already.",
+    "SPLICE_UPDATE (64 bytes): end a splice now, with status ABORTED, or have its packets copied. Refused with NOT_FOUND when it has "
+    "ended already.",
     Field("opcode", 8, "SPLICE_UPDATE.", CommandOpcode),
-    Field("_zero0", 24),
+    Field("copy", 1, "Do not end it: copy packets to the host (GUARD), as when it began, until each peer has said once more that it has "
+        "all that the host had to deliver."),
+    Field("_zero0", 23),
     Field("tag", 32, "Given back in the event."),
     Field("splice", 32, "The `value` of the COMMAND_DONE event of SPLICE."),
     Field("_zero1", 416),

@@ -482,6 +482,10 @@ COUNTERS = (
     Counter("splice_octets", "Their TCP payload bytes.", 16),
     Counter("splice_copied", "Of them, those of which the host got a copy (GUARD)."),
     Counter("splice_diverted", "Packets of splices that went to the host instead (DIVERTED)."),
+    Counter(
+        "splice_stale",
+        "Packets of splices that only the host got (GUARD): they begin with data that it had acknowledged, and has still to deliver.",
+    ),
     Counter("splice_drop_hops", "Packets of splices dropped: their TTL or hop limit was used up."),
     Counter("splice_drop_syn", "SYNs dropped: their tuple belongs to a splice that lingers, which ends with this."),
     Counter("splice_opened", "Splices begun."),

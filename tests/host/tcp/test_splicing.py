@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import random
+from functools import cached_property
 
 import pytest
 
-from acceltcp.abi.messages import CommandOpcode, Status
+from acceltcp.abi.messages import CommandOpcode, Status, Verdict
 from acceltcp.host.errors import DeviceTimeoutError
 from acceltcp.host.tcp import State, TcpSettings
 from acceltcp.host.tcp.segment import RST
@@ -22,7 +23,7 @@ from ..splice_rig import Hears, Quiet, Rig
 REFUSALS = (Status.TABLE_FULL, Status.DUPLICATE, Status.NO_SECRET, Status.BAD_ARGUMENT, Status.BAD_ADDRESS)
 
 
-def random_rig(seed: object, *, loss: bool = True) -> tuple[Rig, random.Random]:
+def random_rig(seed: object, *, loss: bool = True, kind: type[Rig] = Rig) -> tuple[Rig, random.Random]:
     """Wires and settings drawn at random."""
     rng = random.Random(repr(seed))
 
@@ -44,7 +45,7 @@ def random_rig(seed: object, *, loss: bool = True) -> tuple[Rig, random.Random]:
             mtu=1500, delayed_ack=rng.choice((0.0, 0.04)), time_wait=1.0,
         )  # fmt: skip
 
-    rig = Rig(
+    rig = kind(
         wire(), wire(), seed=seed, client=settings(), proxy=settings(True), server=settings(), lags=rng.choice((0.0, 0.005, 0.05))
     )
     return rig, rng
@@ -134,6 +135,127 @@ def test_until_both_have_closed(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_refused(seed, status):
     run_unbounded(("refused", seed), status)
+
+
+class Inverting(Rig):
+    """The proxy inverts what it relays in software."""
+
+    def hand_on(self, source, sink, most: int = 1 << 40) -> int:
+        data = bytes(source.consume(min(most, 1 << 20)))
+        sink.write(bytes(255 - byte for byte in data))
+        self.relayed[sink] = self.relayed.get(sink, 0) + len(data)
+        self.touch(self.p)
+        return len(data)
+
+    @cached_property
+    def relayed(self) -> dict[object, int]:
+        """Bytes for each of the proxy's connections."""
+        return {}
+
+
+class Receiver(User):
+    """Knows what is inverted: all, before the connections are spliced."""
+
+    __slots__ = ("inverted",)
+    inverted: int
+
+    def read(self, limit: int = 1 << 40) -> int:
+        count = 0
+        while data := self.connection.consume(1 << 16):
+            at, count = self.received, count + len(data)
+            want = bytes(pattern(self.expect, at, len(data)))
+            first = max(min(self.inverted - at, len(data)), 0)
+            assert data[:first] == bytes(255 - byte for byte in want[:first]), f"wrong bytes near {at}, of the proxy"
+            assert data[first:] == want[first:], f"wrong bytes near {at}, behind the proxy's {self.inverted}"
+            self.received += len(data)
+        self.pump()
+        return count
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_what_the_client_repeats_does_not_take_the_place_of_what_the_proxy_wrote(early):
+    """The proxy's acknowledgment was lost, and so were its bytes for the server. early: the repetition comes before the NIC has begun."""
+    rig = Inverting()
+    one, two = Receiver(rig.a, 0, seed=1, expect=2, close="never"), Receiver(rig.b, 0, seed=2, expect=1, close="never")
+    one.inverted = two.inverted = 1 << 40
+    client, server = rig.open(one, two)
+    own = bytes(255 - byte for byte in pattern(1, 0, 16))
+    rig.down[1].tamper = lambda frame: None
+    rig.down[2].tamper = lambda frame: None if own in frame else frame
+    one.size = 5000
+    one.pump()
+    rig.touch(rig.a)
+    rig.until(lambda: client.buffered == 5000)
+    if early:
+        rig.model.begin_lag = lambda: 3.5
+    hears = rig.splice(client, server)
+    one.inverted, two.inverted = rig.relayed[client], rig.relayed[server]
+    rig.run(4)
+    rig.down[1].tamper = rig.down[2].tamper = lambda frame: frame
+    rig.until(lambda: hears.spliced_at is not None and two.received == 5000 and not one.connection.unsent_or_unacked, 10)
+    assert rig.p.transport.counters["splice_stale"] or early
+    for user in (one, two):
+        user.connection.shutdown()
+        rig.touch(user.side)
+    rig.until(lambda: bool(hears.outcomes), 60)
+    assert hears.outcomes[0].status is Status.OK
+    rig.run(80)
+    rig.settled()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_the_proxy_wrote_arrives_whatever_is_lost(seed):
+    rig, rng = random_rig(("own", seed), kind=Inverting)
+    up, down = rng.randrange(20_000, 120_000), rng.randrange(20_000, 120_000)
+    one, two = Receiver(rig.a, up, seed=1, expect=2), Receiver(rig.b, down, seed=2, expect=1)
+    one.inverted = two.inverted = 1 << 40
+    client, server = rig.open(one, two, v6=rng.random() < 0.3)
+    relay = Relay(rig, client, server)
+    relay.readable()
+    rig.run(rng.choice((0.0, rng.random() * 0.3)))
+    if any(conn.fin_received or conn.closed for conn in (client, server)):
+        return
+    relay.on = False
+    hears = rig.splice(client, server)
+    one.inverted, two.inverted = rig.relayed[client], rig.relayed[server]
+    rig.until(lambda: one.over and two.over, 400)
+    assert (one.error, two.error, one.received, two.received) == (None, None, down, up)
+    rig.until(lambda: bool(hears.outcomes), 60)
+    assert hears.outcomes[0].status is Status.OK
+    rig.run(80)
+    rig.settled()
+
+
+def test_copies_that_find_no_room():
+    """The host learns what has arrived though all copies that told of it were lost: it asks for others."""
+    rig = Rig()
+    one, two = (User(rig.a, 9000, seed=1, expect=2, close="never"), User(rig.b, 40_000, seed=2, expect=1, close="never"))
+    client, server = rig.open(one, two)
+    lost, asked, takes = 0, [], rig.model.takes
+
+    def without_room(*packet):
+        nonlocal lost
+        fate = takes(*packet)
+        if fate is None or fate[2] != Verdict.GUARD or asked:
+            return fate
+        lost += fate[0]
+        return (False, *fate[1:])
+
+    rig.model.takes = without_room
+    rig.p.transport.command_hook = lambda fields: asked.append(rig.now) if fields["opcode"] == CommandOpcode.SPLICE_UPDATE else None
+    rig.run(0.001)
+    hears = rig.splice(client, server)
+    assert client.unsent_or_unacked or server.unsent_or_unacked
+    rig.until(lambda: not (client.unsent_or_unacked or server.unsent_or_unacked), 3)
+    assert (one.received, two.received) == (40_000, 9000)
+    for user in (one, two):
+        user.connection.shutdown()
+        rig.touch(user.side)
+    rig.until(lambda: bool(hears.outcomes), 60)
+    assert hears.outcomes[0].status is Status.OK and hears.outcomes[0].error is None
+    assert lost and 1 <= len(asked) <= 3
+    rig.run(80)
+    rig.settled()
 
 
 # -- with a limit --------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from hw.table.records import Kind
 from hw.tcp.frame_table import TableRequest
 from hw.tcp.records import DispatchRecord
 from hw.tcp.splice_engine import SpliceEngine
-from hw.tcp.splice_records import SpliceInput, SpliceOutput, SpliceRecord
+from hw.tcp.splice_records import GENERATION_BITS, SpliceInput, SpliceOutput, SpliceRecord
 from hw.tcp.splices import Splices
 from tests.hw.simulate import always, run
 from tests.hw.tcp.splice_engine_model import MAPPED, Pair, Segment, translation
@@ -217,7 +217,7 @@ class SpliceBench:
         self._to_tell: dict[int, list[dict[str, int]]] = {}
         self.told_in_time: list[int] = []
         self.updated: list[int] = []
-        self._aborts: list[bool] = []
+        self._updates: list[bool] = []
         self.counted: Counter[str] = Counter()
         self.wanted: Counter[str] = Counter()
         self.generation = 0
@@ -246,8 +246,9 @@ class SpliceBench:
         self.sources["commands"].waiting.append(TxCommand.const(value).as_value().value)
         return tag
 
-    def update(self, name: int) -> None:
-        self.sources["updates"].waiting.append(name)
+    def update(self, name: int, *, copy: bool = False) -> None:
+        """SPLICE_UPDATE."""
+        self.sources["updates"].waiting.append(name | int(copy) << 32)
 
     def send(self, *packets: Packet) -> None:
         self.packets.extend(packets)
@@ -263,7 +264,7 @@ class SpliceBench:
             flat += [sink.stream.valid, sink.payload]
         flat += [
             engine.installs.valid & engine.installs.ready, engine.installs.p.activate, engine.installs.p.index,
-            engine.aborts.valid & engine.aborts.ready, Value.cast(engine.aborts.payload),
+            engine.updates.valid & engine.updates.ready, Value.cast(engine.updates.payload),
             Value.cast(engine.ended), Value.cast(dut.counts), dut.port.held, dut.busy, dut.idle,
         ]  # fmt: skip
         return flat
@@ -282,7 +283,7 @@ class SpliceBench:
         taken = {}
         for name, one in self.sinks.items():
             taken[name] = one.after(values.pop(0), values.pop(0))
-        installed, activate, index, aborted, abort, ended, counts, self.held, self.busy, self.idle = values
+        installed, activate, index, updated, update, ended, counts, self.held, self.busy, self.idle = values
 
         seen: dict[str, Any] = {}
         if given["i"] is not None:
@@ -292,9 +293,10 @@ class SpliceBench:
             seen["activate" if activate else "install"] = index
             if not activate:
                 self._install(index)
-        if aborted:
+        if updated:
             bits = CONFIG.splice_bits
-            seen["abort"] = (abort & (1 << bits) - 1, abort >> bits)
+            copy = update >> bits + GENERATION_BITS
+            seen["copy" if copy else "abort"] = (update & (1 << bits) - 1, update >> bits & (1 << GENERATION_BITS) - 1)
         assert len(seen) <= 1, "more than one operation in a cycle"
         self._seen.append(seen)
         self._nows.append(self.now)
@@ -341,6 +343,7 @@ class SpliceBench:
                 by = packet.way >> 1 if before != pair.state == "ENDING" else None
                 self.wanted["splice_drop_syn"] += fate.dropped
                 self.wanted["splice_diverted"] += fate.verdict == Verdict.DIVERTED
+                self.wanted["splice_stale"] += fate.verdict == Verdict.GUARD and not fate.forward
                 if fate.forward:
                     self.wanted["splice_packets"] += 1
                     self.wanted["splice_octets"] += packet.segment.payload
@@ -355,8 +358,11 @@ class SpliceBench:
             assert {2 * seen["activate"], 2 * seen["activate"] + 1} <= set(self.table.values())
         elif "abort" in seen:
             index, generation = seen["abort"]
-            self._aborts.append(self.pairs[index].abort(generation))
-            by = index if self._aborts[-1] else None
+            self._updates.append(self.pairs[index].abort(generation))
+            by = index if self._updates[-1] else None
+        elif "copy" in seen:
+            index, generation = seen["copy"]
+            self._updates.append(self.pairs[index].copy(generation))
         elif ended & 1:
             # Nobody else: the walk over the deadlines.
             by = ended >> 1

@@ -121,6 +121,14 @@ class Pair:
         self._end(Status.ABORTED)
         return True
 
+    def copy(self, generation: int) -> bool:
+        """SPLICE_UPDATE with `copy`."""
+        if self.state not in ("ACTIVE", "LINGER") or generation != self.generation:
+            return False
+        for side in self.sides:
+            side.guard = True
+        return True
+
     def due(self, now: int) -> Status | None:
         """How the pair ends when somebody looks at the clock now."""
         if self.state == "LINGER" and overdue(now, self.deadline):
@@ -149,6 +157,8 @@ class Pair:
         seq, seq_there = segment.seq, (segment.seq + mine.offset) & M32
         guard = mine.guard or other.guard
         behind_host = mine.guard and ahead(segment.ack, mine.guard_end) < 0
+        # The other side has still to get the host's own bytes, in whose place these would be taken.
+        stale = other.guard and not rst and ahead(seq_there, other.guard_end) < 0
         reset = rst and (seq_there == other.ack or seq == mine.snd_end)
         diverted = False
         if self.limit_end is not None and not rst:
@@ -163,12 +173,12 @@ class Pair:
             mine.ack = segment.ack
             if beyond > 0:
                 other.snd_end = segment.ack - other.offset & M32
-            if ahead(mine.ack, mine.guard_end) >= 0:
-                mine.guard = False
+        if has_ack and segment.ack == mine.ack and ahead(mine.ack, mine.guard_end) >= 0:
+            mine.guard = False
         if other.fin and mine.ack == (other.snd_end + other.offset) & M32:
             other.fin_acked = True
 
-        if not diverted:
+        if not diverted and not stale:
             end = (seq + segment.payload + fin) & M32
             # A FIN in front of data that have been forwarded is none, and so is the text in a reset. An acknowledgment that was
             # sent after a FIN that got lost has its number already: then the repeated FIN brings nothing new, and counts.
@@ -192,6 +202,8 @@ class Pair:
 
         if diverted:
             return Fate(keep=True, verdict=Verdict.DIVERTED, queue=self.queue)
+        if stale:
+            return Fate(keep=True, verdict=Verdict.GUARD, queue=self.queue)
         return Fate(
             keep=guard,
             forward=True,

@@ -70,8 +70,8 @@ FORWARDED, DIVERT, COPIED, DROPPED = (True, False, None), (False, True, DIVERTED
 
 
 def test_sizes_on_the_largest_board():
-    """Seven words of Ultra RAM, and seven block RAMs in parallel."""
-    assert SplicePair.as_shape().size <= 504
+    """Seven words of Ultra RAM, and eight block RAMs in parallel."""
+    assert SplicePair.as_shape().size <= 576
     assert SpliceWay(NicConfig(splices=65536, flows=262144)).size <= 504
 
 
@@ -142,6 +142,50 @@ def test_guard(monkeypatch):
 
     bench = talk(monkeypatch, scenario, client=side_message(snd_una=600))
     assert bench.counted["splice_copied"] == 6 and bench.counted["splice_packets"] == 7
+
+
+def test_copies_anew(monkeypatch):
+    """The host asks for them when it may have missed one: of each side until it has said once more what it has."""
+    async def scenario(ctx, t):
+        assert await t.say(ctx, 0, 5000, 1000) == COPIED
+        assert await t.say(ctx, 1, 70000, 30000) == FORWARDED
+        t.bench.update(t.name, copy=True)
+        while len(t.bench.updated) < 1:
+            await t.bench.cycle(ctx)
+        assert await t.say(ctx, 0, 5000, 999) == COPIED
+        assert await t.say(ctx, 0, 5000, 1000) == COPIED
+        assert await t.say(ctx, 0, 5000, 1000) == COPIED  # the server's
+        assert await t.say(ctx, 1, 70000, 30000) == COPIED
+        assert await t.say(ctx, 1, 70000, 30000) == FORWARDED
+        t.bench.update(t.name ^ 1 << 24, copy=True)  # of a splice that is no more
+        while len(t.bench.updated) < 2:
+            await t.bench.cycle(ctx)
+        assert await t.say(ctx, 0, 5000, 1000) == FORWARDED
+        assert t.bench.updated == [Status.OK, Status.NOT_FOUND]
+
+    talk(monkeypatch, scenario, client=side_message(snd_una=999))
+
+
+def test_stale(monkeypatch):
+    """What a side repeats of the bytes that the host has acknowledged is not sent in place of the host's own, which the other side waits
+    for; afterwards it harms nobody."""
+    async def scenario(ctx, t):
+        # The server has 29,900 of the 30,000 bytes that were written to it; the client's first byte to forward is 5000.
+        only_host = (False, True, GUARD)
+        assert await t.say(ctx, 0, 4999, 1000) == only_host
+        assert await t.say(ctx, 0, 4000, 1000, payload=1448) == only_host  # beyond 5000, too
+        assert await t.say(ctx, 0, 5000, 1000, payload=10) == COPIED
+        assert await t.say(ctx, 0, 4950, 1000, flags=A | R) == COPIED  # a reset is for the other side to judge
+        assert await t.say(ctx, 1, 69000, 29999, payload=100) == COPIED  # the client waits for nothing
+        assert await t.say(ctx, 0, 4000, 1000, payload=1448) == only_host
+        assert await t.say(ctx, 1, 70000, 30010) == COPIED
+        assert await t.say(ctx, 0, 4000, 1000, payload=1448) == FORWARDED
+        t.bench.update(t.name)
+        client, _ = await t.end(ctx)
+        assert (client["snd_end"], client["packets"], client["octets"]) == (5448, 3, 1458)
+
+    bench = talk(monkeypatch, scenario, server={**SERVER, "snd_una": 29900})
+    assert bench.counted["splice_stale"] == 3
 
 
 def test_what_the_host_forwarded(monkeypatch):

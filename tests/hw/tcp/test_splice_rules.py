@@ -58,7 +58,7 @@ def random_pair(rng: random.Random) -> Pair:
 
 def random_segment(rng: random.Random, pair: Pair, d: int) -> Segment:
     mine, other = pair.sides[d], pair.sides[1 - d]
-    seqs = [mine.snd_end, other.ack - mine.offset]
+    seqs = [mine.snd_end, other.ack - mine.offset, other.guard_end - mine.offset]
     acks = [mine.ack, other.snd_end + other.offset, mine.guard_end]
     if pair.limit_end is not None:
         seqs.append(pair.limit_end - mine.offset)
@@ -80,7 +80,7 @@ def state_of(pair: Pair) -> dict[str, Any]:
         "queue": pair.queue, "generation": pair.generation, "idle": pair.idle, "deadline": pair.deadline & 0xFFFF,
         "status": pair.status or 0, "reset_by": pair.reset_by,
         "sides": [
-            {name: getattr(side, name) for name in ("snd_end", "ack", "fin", "fin_acked", "guard", "offset")}
+            {name: getattr(side, name) for name in ("snd_end", "ack", "fin", "fin_acked", "guard", "guard_end", "offset")}
             | {"tsval": side.tsval or 0, "stamped": side.tsval is not None}
             | {"octets": side.octets & (1 << 40) - 1, "packets": side.packets & M32}
             for side in pair.sides
@@ -104,7 +104,6 @@ class Bench:
         state, op_value = raw(SplicePair, state_of(pair)), raw(SpliceOp, op)
         for at, value in ((dut.early_op, op_value), (dut.early_state, state), (dut.op, op_value), (dut.state, state)):
             ctx.set(Value.cast(at), value)
-        ctx.set(dut.guard_end, pair.sides[op.get("side", 0)].guard_end)
         ctx.set(dut.now, now)
         ctx.set(dut.linger, pair.linger)
         await ctx.tick()
@@ -127,9 +126,10 @@ def flags_of(segment: Segment) -> dict[str, int]:
 def test_packets(seed):
     rng = random.Random(seed)
     dut = SpliceRules()
-    seen, hidden = set(), set()
+    seen, hidden, stale = set(), set(), 0
 
     async def bench(ctx):
+        nonlocal stale
         rules = Bench(ctx, dut)
         for number in range(1500):
             pair, d, now = random_pair(rng), rng.randrange(2), rng.getrandbits(16)
@@ -147,6 +147,7 @@ def test_packets(seed):
             if fate.forward:
                 assert act.hide_sack == fate.hide_sack, what
                 hidden.add(fate.hide_sack)
+            stale += fate.verdict == Verdict.GUARD and not fate.forward
             if fate.keep:
                 assert act.verdict == int(fate.verdict or 0), what
                 assert act.steer == (fate.queue is not None), what
@@ -164,7 +165,7 @@ def test_packets(seed):
         ("LINGER", "ENDING", Status.OK),
     }
     assert {verdict for *_, verdict, _ in seen} == {None, Verdict.GUARD, Verdict.DIVERTED}
-    assert hidden == {False, True}
+    assert hidden == {False, True} and stale > 20
 
 
 def test_lost_fin():
@@ -202,7 +203,7 @@ def test_everything_else():
             pair = random_pair(rng)
             now = (pair.deadline + rng.choice((0, 1, -1, 32767, -32768, rng.getrandbits(16)))) & 0xFFFF
             before, was = raw(SplicePair, state_of(pair)), pair.state
-            kind = rng.choice((OpKind.SWEEP, OpKind.ABORT, OpKind.READ, OpKind.PASS, OpKind.INSTALL, OpKind.ACTIVATE))
+            kind = rng.choice((OpKind.SWEEP, OpKind.ABORT, OpKind.COPY, OpKind.READ, OpKind.PASS, OpKind.INSTALL, OpKind.ACTIVATE))
             generation = pair.generation ^ rng.choice((0, 0, 1, 128))
             what = (number, was, kind)
             if kind == OpKind.INSTALL:
@@ -220,6 +221,8 @@ def test_everything_else():
                 pair.sweep(now)
             elif kind == OpKind.ABORT:
                 assert result[2].found == pair.abort(generation), what
+            elif kind == OpKind.COPY:
+                assert result[2].found == pair.copy(generation), what
             elif kind == OpKind.ACTIVATE:
                 pair.activate(now)
             rules.same(pair, before, result, what)

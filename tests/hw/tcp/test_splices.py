@@ -30,7 +30,7 @@ def segment_of(rng: random.Random, pair, side: int) -> Segment:
         flags = rng.choice((R, R | A))
     elif kind < 0.13:
         flags = rng.choice((S, S | A, 0, F))
-    seq = mine.snd_end + rng.choice((0, 0, 0, 0, -1, -payload, 1, 100, 1 << 30, -(1 << 31)))
+    seq = rng.choice((mine.snd_end,) * 7 + (other.guard_end - mine.offset,)) + rng.choice((0, 0, 0, 0, -1, -payload, 1, 100, 1 << 30, -(1 << 31)))
     if flags & R and rng.random() < 0.5:
         seq = other.ack - mine.offset + rng.choice((0, 1, -1))
     if mine.fin and rng.random() < 0.8:
@@ -74,9 +74,9 @@ def test_random(monkeypatch, seed):
                     rcv_nxt=rng.getrandbits(32), port=1, snd_shift=rng.randrange(15),
                 )  # fmt: skip
                 bench.command(client, server, limit=rng.choice((None, None, 1, 500, 3000)), idle=rng.choice((0, 1)))
-            if bench.names and rng.random() < 0.004:
+            if bench.names and rng.random() < 0.008:
                 name = rng.choice(list(bench.names.values()))
-                bench.update(name ^ rng.choice((0, 0, 1 << 24, 1 << 23)))
+                bench.update(name ^ rng.choice((0, 0, 1 << 24, 1 << 23)), copy=rng.random() < 0.5)
             if not bench.packets:
                 ahead = rng.choice((2, 2, 2, 30))
             while len(bench.packets) < ahead:
@@ -91,10 +91,10 @@ def test_random(monkeypatch, seed):
             await bench.cycle(ctx)
         bench.tick = 0
         print(seed, bench.counted)
-        for what in ("opened", "reset", "limit", "closed", "aborted", "copied", "diverted", "idle", "drop_syn"):
+        for what in ("opened", "reset", "limit", "closed", "aborted", "copied", "diverted", "stale", "idle", "drop_syn"):
             seen[what] = seen.get(what, 0) + bench.counted[f"splice_{what}"]
 
     seen: dict[str, int] = {}
     bench.run(monkeypatch, scenario, cycles=3 * CYCLES)
     ends = [seen[what] for what in ("reset", "limit", "closed", "aborted", "idle")]
-    assert seen["opened"] > 12 and seen["diverted"] and seen["copied"] and sum(map(bool, ends)) >= 4, seen
+    assert seen["opened"] > 12 and seen["diverted"] and seen["copied"] and seen["stale"] and sum(map(bool, ends)) >= 4, seen

@@ -1,6 +1,6 @@
 """Splices: pairs of connections whose packets the NIC forwards to each other. This is the side of commands and events.
 
-`post` posts `SPLICE`, `end` ends a splice (`SPLICE_UPDATE`); the SPLICE_SIDE and SPLICE_DONE events say how it ended. The `Splice`
+`post` posts `SPLICE`, `end` ends a splice and `copy` asks for copies of its packets (`SPLICE_UPDATE`); the SPLICE_SIDE and SPLICE_DONE events say how it ended. The `Splice`
 hears whether the NIC takes it, and if it does, how it ended; the end alone, with `status` None, when the device is lost before (`fail`).
 `splicing` decides what to splice and deals with what reaches the host meanwhile. docs/splice.md says what the NIC does.
 """
@@ -134,13 +134,20 @@ class Splices:
 
     def end(self, splice: Splice) -> bool:
         """End a splice now; False when the ring is full. Nothing happens when it has ended already."""
+        return self._update(splice, copy=False)
+
+    def copy(self, splice: Splice) -> bool:
+        """Have its packets copied to the host again, until each peer has said what it has; False when the ring is full."""
+        return self._update(splice, copy=True)
+
+    def _update(self, splice: Splice, *, copy: bool) -> bool:
         if self.held.get(splice.name) is not splice:
             return True
         slot = self.queue.reserve()
         if slot is None:
             return False
         slot[: SPLICE_UPDATE_COMMAND.size] = SPLICE_UPDATE_COMMAND.pack(
-            opcode=CommandOpcode.SPLICE_UPDATE, tag=self.queue.next_tag, splice=splice.name
+            opcode=CommandOpcode.SPLICE_UPDATE, copy=copy, tag=self.queue.next_tag, splice=splice.name
         )
         self.queue.commit_command(_updated, None)
         return True
@@ -209,4 +216,4 @@ def refusal_of(status: int) -> str:
 def _updated(what: object, status: int, value: int) -> None:
     # NOT_FOUND is no news: the splice had ended, and its events say how.
     if status not in (Status.OK, Status.NOT_FOUND):
-        log.warning("the NIC refused to end a splice: %s", status_of(status).name)
+        log.warning("the NIC refused to change a splice: %s", status_of(status).name)

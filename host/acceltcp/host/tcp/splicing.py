@@ -164,6 +164,11 @@ class Half:
             payload = self._keep(segment, seq, payload, fin)
             if not payload and (segment.payload or fin):
                 return
+        if seq < self.rcv:
+            # The host has acknowledged that, and has its own bytes for the place (they need not be the same).
+            payload, seq = payload[self.rcv - seq :], self.rcv
+            if not payload:
+                return
         if payload or not fin:
             self._send_on(segment, seq, payload)
 
@@ -315,6 +320,11 @@ class Half:
         return self.rcv + forwarded + max(most - forwarded >> 32, 0) * (MASK + 1)
 
     # -- from the connection ---------------------------------------------------------------
+
+    def timed_out(self) -> None:
+        """Nothing has been heard of what was written before. The packet that told of it may have found no room in host memory; from then on the
+        NIC copies none: ask for others. (That there is no room in the ring now does not matter: the next time-out asks again.)"""
+        self.pair.splicing.splices.copy(self.pair)
 
     def abort(self) -> None:
         """Its user wants it reset."""

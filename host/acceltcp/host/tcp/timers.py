@@ -83,6 +83,8 @@ class Timers(Output):
             self.give_up()
             return
         self._look_elsewhere()
+        if self.splice is not None:
+            self.splice.timed_out()
         self.rtt.backed_off()
         board = self.scoreboard
         self.congestion.timed_out(board.high - board.una, now, self.retries == 1)
