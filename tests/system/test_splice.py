@@ -28,7 +28,8 @@ LONG = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 FAMILIES = {"ipv4": (NIC4, KERNEL4), "ipv6": (NIC6, KERNEL6)}
 """Where the client connects to, and the proxy."""
-SETTINGS = TcpSettings(time_wait=0.3, linger=0.3)
+SETTINGS = TcpSettings(time_wait=0.3, linger=0.3, unknown_hold=20.0)
+"""(The simulator is slow: when a client's first segments are lost, it may take seconds until it repeats them.)"""
 
 
 def start(world: World, proxy: Proxy, backlog: int = 128) -> Backend:
@@ -113,7 +114,7 @@ def test_random_moments(wire: str, family: str, count: int, workers: int, size: 
 @isolated
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "family, size", [("ipv4", 500_000), *(pytest.param(f, 20_000_000, marks=pytest.mark.timeout(1200)) for f in FAMILIES)]
+    "family, size", [("ipv4", 500_000), *(pytest.param(f, 50_000_000, marks=pytest.mark.timeout(1200)) for f in FAMILIES)]
 )
 def test_large(family: str, size: int) -> None:
     """Most of it one way: the host sees what its hand-over costs, however much follows."""
