@@ -39,6 +39,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hw.plots import drawing, save
 from sim.stage import StageError, reexec
 
 from .goals import Goal
@@ -138,11 +139,7 @@ def plot(results: dict[str, float], file: Path) -> list[Path]:
 
     results: figures as of `measure`. file: its suffix does not count. Returns the files written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     figure, both = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained")
     application = results["host.us_application"]
     for axes, suffix, response in zip(both, ("", "_16KB"), ("128 bytes", "16 KiB"), strict=True):
@@ -160,9 +157,4 @@ def plot(results: dict[str, float], file: Path) -> list[Path]:
         axes.set_title(f"response of {response}: off / on = {results[f'host.short_ratio{suffix}']:.2f}", fontsize=10)
     both[1].set_yticklabels([])
     figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    files = [file.with_suffix(".png"), file.with_suffix(".svg")]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for each in files:
-        figure.savefig(each, dpi=150)
-    pyplot.close(figure)
-    return files
+    return save(figure, file)

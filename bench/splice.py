@@ -21,6 +21,7 @@ from pathlib import Path
 from acceltcp.host.transport import SIMULATED_QUEUES
 from hw.build import board_config
 from hw.config import NicConfig
+from hw.plots import drawing, save
 
 from . import splice_core
 from .goals import Goal
@@ -94,11 +95,7 @@ def plot(results: dict[str, float], file: Path) -> list[Path]:
 
     results: figures as of `measure`. file: its suffix does not count. Returns the files written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     sizes = [size for size in SIZES if f"host.splice_ratio{suffix(KINDS[0], size)}" in results]
 
@@ -129,9 +126,4 @@ def plot(results: dict[str, float], file: Path) -> list[Path]:
     axes.set_ylabel("CPU time of the proxy, relayed / spliced")
     axes.set_title(f"median of {results['host.splice_rounds']:.0f} rounds (bars: lowest and highest)", fontsize=10)
     axes.legend(fontsize=8)
-    files = [file.with_suffix(".png"), file.with_suffix(".svg")]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for each in files:
-        figure.savefig(each, dpi=150)
-    pyplot.close(figure)
-    return files
+    return save(figure, file)

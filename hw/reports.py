@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .plots import drawing, save
 from .report import Report
 
 __all__ = ["compare", "draw", "load", "main", "saved", "show"]
@@ -64,11 +65,7 @@ def draw(reports, file):
 
     file: its suffix does not count. Raises `ModuleNotFoundError` without matplotlib.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = drawing()
     shown = {name: report for name, report in reports.items() if report.total}
     figure, (area, depth) = pyplot.subplots(
         1, 2, figsize=(12, 1.5 + 0.6 * max(len(shown), 1)), layout="constrained"
@@ -78,7 +75,7 @@ def draw(reports, file):
         key=lambda stage: -max(r.stages[stage].usage.lut_sites for r in shown.values() if stage in r.stages),
     )
     left = dict.fromkeys(shown, 0.0)
-    colors = matplotlib.colormaps["tab20"]
+    colors = pyplot.colormaps["tab20"]
     for number, stage in enumerate(stages):
         sizes = {
             name: 100 * report.stages[stage].usage.lut_sites / report.capacity["lut"]
@@ -103,12 +100,7 @@ def draw(reports, file):
         if "levels" in report.goals:
             depth.plot([report.goals["levels"]], [name], "|", color="#b0562f", markersize=16)
     depth.set_xlabel("LUT levels on the longest path (mark: goal)")
-    files = [file.with_suffix(".png"), file.with_suffix(".svg")]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for each in files:
-        figure.savefig(each, dpi=150)
-    pyplot.close(figure)
-    return files
+    return save(figure, file)
 
 
 def show(out, *, compare=None, as_json=False, plot=None):
