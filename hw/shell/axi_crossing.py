@@ -7,6 +7,7 @@ from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from ..config import AXI_BYTES
 from .crossing import StreamCrossing
 from .message_writer import BusSignature
 
@@ -22,15 +23,16 @@ class AxiCrossing(wiring.Component):
     ----------
     name: unique in the design.
     i_domain, o_domain: clock domains of the master's side and of the slave's.
+    size: bytes of a beat.
 
     Members
     -------
-    i: In(BusSignature()); o: Out(BusSignature()).
+    i: In(BusSignature(size)); o: Out(BusSignature(size)).
     """
 
-    def __init__(self, *, name, i_domain, o_domain, depth=64):
+    def __init__(self, *, name, i_domain, o_domain, depth=64, size=AXI_BYTES):
         self._fields, self._channels = {}, {}
-        members = BusSignature().members
+        members = BusSignature(size).members
         for channel in (*_FORWARD, *_BACK):
             self._fields[channel] = {
                 member.removeprefix(channel): Shape.cast(shape.shape).width
@@ -42,7 +44,7 @@ class AxiCrossing(wiring.Component):
                 data.StructLayout(self._fields[channel]), depth, name=f"{name}.{channel}",
                 i_domain=domains[0], o_domain=domains[1],
             )  # fmt: skip
-        super().__init__({"i": In(BusSignature()), "o": Out(BusSignature())})
+        super().__init__({"i": In(BusSignature(size)), "o": Out(BusSignature(size))})
 
     @property
     def pointers(self):

@@ -1,10 +1,10 @@
-"""`BarAccess`: what the host does to the BARs, from the PCIe bridge's 64-byte AXI4 to accesses of 32-bit registers.
+"""`BarAccess`: what the host does to the BARs, from the PCIe bridge's AXI4 to accesses of 32-bit registers.
 
 The bridge gives an access of up to four bytes as it is, larger ones as whole beats. A beat is carried out word by word,
 lowest first: of a write those with a strobe, of a read those from the address on. So a read of more than four bytes
-also reads the registers behind it up to the next 64-byte boundary; nobody has to do that, the driver reads words.
+also reads the registers behind it up to the end of the beat; nobody has to do that, the driver reads words.
 
-* Latency: up to 16 cycles and what the register takes. Throughput: one access at a time; a write goes before a read.
+* Latency: a cycle for each word of a beat and what the register takes. Throughput: one access at a time; a write goes before a read.
 * Registered: all outputs of `bus` but the `ready` of its address channels; `axil` and `msix` requests.
 * Overflow: cannot happen. Reset drops the access under way, as the bus must be reset then.
 """
@@ -12,6 +12,7 @@ also reads the registers behind it up to the next 64-byte boundary; nobody has t
 from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from acceltcp.abi.pci import BAR_MSIX, BAR_MSIX_BYTES, BAR_REGISTERS, BAR_REGISTERS_BYTES
 
@@ -24,7 +25,6 @@ __all__ = ["BAR_OFFSETS", "BarAccess"]
 BAR_OFFSETS = {BAR_REGISTERS: 0, BAR_MSIX: BAR_REGISTERS_BYTES}
 """Where the bridge puts each BAR in the address space of `bus`."""
 
-_WORDS = AXI_BYTES // 4
 _MSIX_BIT = BAR_OFFSETS[BAR_MSIX].bit_length() - 1
 _MSIX_WORD_BITS = (BAR_MSIX_BYTES // 4).bit_length() - 1
 
@@ -32,29 +32,41 @@ _MSIX_WORD_BITS = (BAR_MSIX_BYTES // 4).bit_length() - 1
 class BarAccess(wiring.Component):
     """See the module's text.
 
+    Parameters
+    ----------
+    size: bytes of a beat of `bus`.
+
     Members
     -------
-    bus: In(BusSignature()): from the bridge.
+    bus: In(BusSignature(size)): from the bridge.
     axil: Out(AxiLiteSignature()): `BAR_REGISTERS`.
     request: Out(stream of RegisterRequest), response: In(stream of 32 bits, always ready): `BAR_MSIX`.
     """
 
-    bus: In(BusSignature())
-    axil: Out(AxiLiteSignature())
-    request: Out(stream.Signature(RegisterRequest))
-    response: In(stream.Signature(32, always_ready=True))
+    def __init__(self, size=AXI_BYTES):
+        self._size = size
+        super().__init__(
+            {
+                "bus": In(BusSignature(size)),
+                "axil": Out(AxiLiteSignature()),
+                "request": Out(stream.Signature(RegisterRequest)),
+                "response": In(stream.Signature(32, always_ready=True)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
+        count = self._size // 4  # words of a beat
+        low = exact_log2(self._size)  # bits of an address within a beat
         bus, axil, request = self.bus, self.axil, self.request
         identifier, writing, word_only = Signal(BUS_ID_BITS), Signal(), Signal()
         address = Signal(_MSIX_BIT + 1)  # of the first word; then of each beat
-        beats, step = Signal(8), Signal(range(_WORDS + 1))
-        words, strobes, last = Signal(8 * AXI_BYTES), Signal(AXI_BYTES), Signal()
-        first = Signal(range(_WORDS))  # words below it are not touched in a read
+        beats, step = Signal(8), Signal(range(count + 1))
+        words, strobes, last = Signal(8 * self._size), Signal(self._size), Signal()
+        first = Signal(range(count))  # words below it are not touched in a read
         answer, done = Signal(32), Signal()
         in_msix = address[_MSIX_BIT]
-        here = Cat(step[: len(first)], address[6:_MSIX_BIT])  # number of the word in its BAR
+        here = Cat(step[: len(first)], address[low:_MSIX_BIT])  # number of the word in its BAR
 
         m.d.comb += [
             axil.awprot.eq(0),
@@ -102,7 +114,7 @@ class BarAccess(wiring.Component):
                 with m.If(bus.wvalid):
                     m.next = "Step"
             with m.State("Step"):
-                with m.If(step == _WORDS):
+                with m.If(step == count):
                     with m.If(~writing):
                         m.d.sync += [bus.rvalid.eq(1), bus.rlast.eq(beats == 0)]
                         m.next = "Give data"
@@ -110,7 +122,7 @@ class BarAccess(wiring.Component):
                         m.d.sync += bus.bvalid.eq(1)
                         m.next = "Answer"
                     with m.Else():
-                        m.d.sync += address[6:].eq(address[6:] + 1)
+                        m.d.sync += address[low:].eq(address[low:] + 1)
                         m.next = "Take data"
                 with m.Elif(
                     Mux(writing, strobes[:4].any(), Mux(word_only, step == first, step >= first))
@@ -135,7 +147,7 @@ class BarAccess(wiring.Component):
             with m.State("Give data"):
                 with m.If(bus.rready):
                     m.d.sync += [bus.rvalid.eq(0), beats.eq(beats - 1), step.eq(0), first.eq(0)]
-                    m.d.sync += address[6:].eq(address[6:] + 1)
+                    m.d.sync += address[low:].eq(address[low:] + 1)
                     with m.If(bus.rlast):
                         m.next = "Idle"
                     with m.Else():

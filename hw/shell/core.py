@@ -1,17 +1,19 @@
 """`ShellCore`: the NIC with what every PCIe board puts beside it: BARs, MSI-X, time.
 
-Domain `sync`. Towards the bridge it has two AXI4 interfaces of 512 bits, towards each MAC a pair of packet streams.
+Domain `sync`. Towards the bridge it has two AXI4 interfaces of 512 or 256 bits, towards each MAC a pair of packet streams.
 """
 
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
+from ..config import AXI_BYTES
 from ..csr.axil import AxiLiteSignature
 from ..dma.axi import AxiMasterSignature
 from ..nic import Nic
 from ..stream.axis import AxisSource
 from ..stream.beat import byte_mask, packet_stream
+from .axi_narrower import NARROW_BYTES, AxiNarrower
 from .bars import BarAccess
 from .message_writer import BusSignature, MessageWriter
 from .msix import Msix
@@ -47,21 +49,24 @@ class ShellCore(wiring.Component):
     Parameters
     ----------
     config: NicConfig. mhz: frequency of `sync`.
+    bus_bytes: bytes of a beat of the bridge: 64 or 32.
 
     Members
     -------
-    host: In(BusSignature()): what the host does to the BARs, at `BAR_OFFSETS`.
-    memory: Out(BusSignature()): host memory.
+    host: In(BusSignature(bus_bytes)): what the host does to the BARs, at `BAR_OFFSETS`.
+    memory: Out(BusSignature(bus_bytes)): host memory.
     msix_enable, msix_mask: In(1): of the function, in domain `sync`.
     rx: In(packet_stream(width, always_ready=True)).array(ports); tx: Out(packet_stream(width)).array(ports).
     """
 
-    def __init__(self, config, mhz):
-        self._config, self._mhz = config, mhz
+    def __init__(self, config, mhz, bus_bytes=AXI_BYTES):
+        if bus_bytes not in (AXI_BYTES, NARROW_BYTES):
+            raise ValueError(f"bus_bytes must be {AXI_BYTES} or {NARROW_BYTES}, not {bus_bytes!r}")
+        self._config, self._mhz, self._bus_bytes = config, mhz, bus_bytes
         super().__init__(
             {
-                "host": In(BusSignature()),
-                "memory": Out(BusSignature()),
+                "host": In(BusSignature(bus_bytes)),
+                "memory": Out(BusSignature(bus_bytes)),
                 "msix_enable": In(1),
                 "msix_mask": In(1),
                 "rx": In(packet_stream(config.width, always_ready=True)).array(config.ports),
@@ -73,12 +78,17 @@ class ShellCore(wiring.Component):
         m = Module()
         config = self._config
         m.submodules.nic = nic = Nic(config)
-        m.submodules.bars = bars = BarAccess()
+        m.submodules.bars = bars = BarAccess(self._bus_bytes)
         m.submodules.msix = msix = Msix(config.queues)
         m.submodules.messages = messages = MessageWriter()
         m.submodules.prescaler = prescaler = Prescaler(self._mhz, config.tick_us)
         connect(m, flipped(self.host), bars.bus)
-        connect(m, messages.bus, flipped(self.memory))
+        if self._bus_bytes == AXI_BYTES:
+            connect(m, messages.bus, flipped(self.memory))
+        else:
+            m.submodules.narrower = narrower = AxiNarrower()
+            connect(m, messages.bus, narrower.wide)
+            connect(m, narrower.narrow, flipped(self.memory))
         connect(m, bars.request, msix.request)
         connect(m, msix.response, bars.response)
         connect(m, msix.message, messages.message)

@@ -32,13 +32,12 @@ _SIZE = AXI_BYTES.bit_length() - 1
 
 
 class BusSignature(Signature):
-    """The core's AXI4 master with the bridge's identifiers."""
+    """The core's AXI4 master with the bridge's identifiers; `size`: bytes of a beat, a power of two."""
 
-    def __init__(self):
+    def __init__(self, size=AXI_BYTES):
+        widths = dict.fromkeys(_IDS, BUS_ID_BITS) | {"wdata": 8 * size, "wstrb": size, "rdata": 8 * size}
         members = AxiMasterSignature().members
-        super().__init__(
-            {name: member.flow(BUS_ID_BITS) if name in _IDS else member for name, member in members.items()}
-        )
+        super().__init__({name: member.flow(widths.get(name, member.shape)) for name, member in members.items()})
 
 
 class MessageWriter(wiring.Component):

@@ -22,7 +22,7 @@ from sim.cache import cache_directory
 from sim.export import TOP_MODULE, export_verilog
 from sim.verilate import verilator_root
 
-__all__ = ["TOP_MODULE", "CoreRunner", "build"]
+__all__ = ["TOP_MODULE", "CoreRunner", "build", "build_verilog"]
 
 FLAGS = (
     "--x-assign", "fast",
@@ -57,12 +57,16 @@ class CoreRunner(Verilator):
 
 def build(config: NicConfig) -> Path:
     """Folder with the executable of the core in this configuration, made if need be."""
+    return build_verilog(export_verilog(config), TOP_MODULE)
+
+
+def build_verilog(text: str, top: str) -> Path:
+    """Folder with the executable of the module `top` in `text`, made if need be."""
     root = verilator_root()
     os.environ["VERILATOR_ROOT"] = str(root)
     binaries = str(root / "bin")
     if binaries not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = binaries + os.pathsep + os.environ["PATH"]
-    text = export_verilog(config)
     key = hashlib.sha256("\0".join((text, *FLAGS, *MAKE)).encode()).hexdigest()[:16]
     folder = cache_directory() / "cocotb" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -70,22 +74,22 @@ def build(config: NicConfig) -> Path:
         if not (folder / "ready").exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            compile_core(folder, text)
+            compile_verilog(folder, text, top)
             (folder / "ready").touch()
     return folder
 
 
-def compile_core(folder: Path, text: str) -> None:
+def compile_verilog(folder: Path, text: str, top: str) -> None:
     """Make the executable in `folder`. Raises `RuntimeError` with the end of the log."""
-    source, control = folder / f"{TOP_MODULE}.v", folder / "ports.vlt"
+    source, control = folder / f"{top}.v", folder / "ports.vlt"
     source.write_text(text)
-    ports = "".join(f'public_flat_rw -module "{TOP_MODULE}" -var "{name}"\n' for name in _ports(text))
+    ports = "".join(f'public_flat_rw -module "{top}" -var "{name}"\n' for name in _ports(text, top))
     control.write_text("`verilator_config\n" + ports)
     log = folder / "build.log"
     try:
         CoreRunner().build(
             sources=[control, source],
-            hdl_toplevel=TOP_MODULE,
+            hdl_toplevel=top,
             build_dir=folder,
             timescale=("1ns", "1ps"),
             build_args=FLAGS,
@@ -98,9 +102,9 @@ def compile_core(folder: Path, text: str) -> None:
         leftover.unlink()
 
 
-def _ports(text: str) -> list[str]:
+def _ports(text: str, top: str) -> list[str]:
     """Names of the top module's ports in Verilog as Yosys writes it."""
-    body = text[text.index(f"module {TOP_MODULE}(") :]
+    body = text[text.index(f"module {top}(") :]
     header = body[body.index("(") + 1 : body.index(");")]
     return [name.strip().removeprefix("\\") for name in header.split(",")]
 

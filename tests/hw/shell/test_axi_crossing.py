@@ -15,9 +15,10 @@ COUNT = 40
 FORWARD = ("aw", "w", "ar")
 
 
-@pytest.mark.parametrize("periods", [(4.0, 3.1), (3.1, 4.0)])
-def test_channels(periods):
-    dut = AxiCrossing(name="x", i_domain="a", o_domain="b", depth=8)
+@pytest.mark.parametrize("periods, size", [((4.0, 3.1), 64), ((3.1, 4.0), 64), ((5.0, 4.0), 32)])
+def test_channels(periods, size):
+    dut = AxiCrossing(name="x", i_domain="a", o_domain="b", depth=8, size=size)
+    assert len(dut.i.wstrb) == len(dut.o.wstrb) == size
     rng = random.Random(3)
     benches, checks = [], []
     for number, channel in enumerate(("aw", "w", "b", "ar", "r")):

@@ -12,14 +12,15 @@ from hw.shell.msix import Msix
 
 from ..simulate import converts, run
 
-WORD, BEAT = 2, AXI_BYTES.bit_length() - 1
+WORD = 2
+SIZES = [AXI_BYTES, AXI_BYTES // 2]
 
 
 class Device(Elaboratable):
     """`log` says what has been done to the registers, each of which reads as its number."""
 
-    def __init__(self):
-        self.access, self.slave, self.msix = BarAccess(), AxiLiteSlave(), Msix(4)
+    def __init__(self, size):
+        self.access, self.slave, self.msix = BarAccess(size), AxiLiteSlave(), Msix(4)
         self.bus = self.access.bus
         self.seen = Signal()
 
@@ -37,16 +38,17 @@ class Device(Elaboratable):
 
 async def write(ctx, bus, address, data, *, identifier=5):
     """A write of bytes in one burst."""
-    lane = address % AXI_BYTES
-    beats = -(-(lane + len(data)) // AXI_BYTES)
-    for name, value in (("addr", address), ("len", beats - 1), ("size", BEAT), ("id", identifier), ("valid", 1)):
+    size = len(bus.wstrb)
+    lane = address % size
+    beats = -(-(lane + len(data)) // size)
+    for name, value in (("addr", address), ("len", beats - 1), ("size", size.bit_length() - 1), ("id", identifier), ("valid", 1)):
         ctx.set(getattr(bus, f"aw{name}"), value)
     await ctx.tick().until(bus.awready)
     ctx.set(bus.awvalid, 0)
     image, mask = int.from_bytes(bytes(lane) + data, "little"), ((1 << len(data)) - 1) << lane
     for beat in range(beats):
-        ctx.set(bus.wdata, image >> 8 * AXI_BYTES * beat & (1 << 8 * AXI_BYTES) - 1)
-        ctx.set(bus.wstrb, mask >> AXI_BYTES * beat & (1 << AXI_BYTES) - 1)
+        ctx.set(bus.wdata, image >> 8 * size * beat & (1 << 8 * size) - 1)
+        ctx.set(bus.wstrb, mask >> size * beat & (1 << size) - 1)
         ctx.set(bus.wlast, beat == beats - 1)
         ctx.set(bus.wvalid, 1)
         await ctx.tick().until(bus.wready)
@@ -57,8 +59,9 @@ async def write(ctx, bus, address, data, *, identifier=5):
     assert (got, response) == (identifier, 0)
 
 
-async def read(ctx, bus, address, size, *, beats=1, identifier=9):
-    """The beats of a read, as bytes."""
+async def read(ctx, bus, address, size=None, *, beats=1, identifier=9):
+    """The beats of a read, as bytes; `size`: log2 of the bytes asked for, None for a whole beat."""
+    size = len(bus.wstrb).bit_length() - 1 if size is None else size
     for name, value in (("addr", address), ("len", beats - 1), ("size", size), ("id", identifier), ("valid", 1)):
         ctx.set(getattr(bus, f"ar{name}"), value)
     await ctx.tick().until(bus.arready)
@@ -69,13 +72,13 @@ async def read(ctx, bus, address, size, *, beats=1, identifier=9):
         value, last, got, response = await ctx.tick().sample(bus.rdata, bus.rlast, bus.rid, bus.rresp).until(bus.rvalid)
         ctx.set(bus.rready, 0)
         assert (last, got, response) == (beat == beats - 1, identifier, 0)
-        data += int(value).to_bytes(AXI_BYTES, "little")
+        data += int(value).to_bytes(len(bus.wstrb), "little")
     return data
 
 
-def simulate(bench):
+def simulate(bench, size=AXI_BYTES):
     """Run it; returns what has been done to the registers: (write, word, data, strobe)."""
-    dut, log = Device(), []
+    dut, log = Device(size), []
     request = dut.slave.request.p
 
     async def testbench(ctx):
@@ -92,52 +95,61 @@ def simulate(bench):
     return log
 
 
-def word_of(data, address):
-    at = address % AXI_BYTES
+def word_of(data, address, size=AXI_BYTES):
+    at = address % size
     return int.from_bytes(data[at : at + 4], "little")
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("address", [0, 4, 0x3C, 0x40, 0x1234, 0xFFFC])
-def test_a_word_is_read_alone(address):
+def test_a_word_is_read_alone(address, size):
     async def bench(ctx, dut):
         data = await read(ctx, dut.bus, BAR_OFFSETS[BAR_REGISTERS] + address, WORD)
-        assert word_of(data, address) == address // 4
+        assert word_of(data, address, size) == address // 4
 
-    assert simulate(bench) == [(0, address // 4)]
+    assert simulate(bench, size) == [(0, address // 4)]
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("address, data, expected", [
     (0x44, b"abcd", [(1, 0x11, 0x64636261, 15)]),
     (0x45, b"b", [(1, 0x11, 0x6200, 2)]),
     (0x38, bytes(range(1, 17)), [(1, 14, 0x04030201, 15), (1, 15, 0x08070605, 15), (1, 16, 0x0C0B0A09, 15), (1, 17, 0x100F0E0D, 15)]),
 ])  # fmt: skip
-def test_writes(address, data, expected):
+def test_writes(address, data, expected, size):
     async def bench(ctx, dut):
         await write(ctx, dut.bus, address, data)
 
-    assert simulate(bench) == expected
+    assert simulate(bench, size) == expected
 
 
-def test_large_reads():
+@pytest.mark.parametrize("size", SIZES)
+def test_large_reads(size):
+    end = 0x80 + size
+
     async def bench(ctx, dut):
-        data = await read(ctx, dut.bus, 0x78, BEAT, beats=2)
-        for address in range(0x78, 0xC0, 4):
-            assert word_of(data[:64] if address < 0x80 else data[64:], address) == address // 4
+        data = await read(ctx, dut.bus, 0x78, beats=2)
+        for address in range(0x78, end, 4):
+            assert word_of(data[:size] if address < 0x80 else data[size:], address, size) == address // 4
 
-    assert simulate(bench) == [(0, word) for word in range(0x78 // 4, 0xC0 // 4)]
+    assert simulate(bench, size) == [(0, word) for word in range(0x78 // 4, end // 4)]
 
 
-def test_msix_bar():
+@pytest.mark.parametrize("size", SIZES)
+def test_msix_bar(size):
     base = BAR_OFFSETS[BAR_MSIX]
 
-    async def bench(ctx, dut):
-        assert word_of(await read(ctx, dut.bus, base + 0x1C, WORD), 0x1C) == 1  # masked
-        await write(ctx, dut.bus, base + 0x10, bytes.fromhex("0010e0fe 00000000 22000000 00000000"))
-        assert word_of(await read(ctx, dut.bus, base + 0x1C, WORD), 0x1C) == 0
-        assert word_of(await read(ctx, dut.bus, base + 0x10, WORD), 0x10) == 0xFEE0_1000
-        assert word_of(await read(ctx, dut.bus, base + 0x18, WORD), 0x18) == 0x22
+    async def word_at(ctx, dut, address):
+        return word_of(await read(ctx, dut.bus, base + address, WORD), address, size)
 
-    assert simulate(bench) == []
+    async def bench(ctx, dut):
+        assert await word_at(ctx, dut, 0x1C) == 1  # masked
+        await write(ctx, dut.bus, base + 0x10, bytes.fromhex("0010e0fe 00000000 22000000 00000000"))
+        assert await word_at(ctx, dut, 0x1C) == 0
+        assert await word_at(ctx, dut, 0x10) == 0xFEE0_1000
+        assert await word_at(ctx, dut, 0x18) == 0x22
+
+    assert simulate(bench, size) == []
 
 
 def test_reads_and_writes_take_turns():

@@ -18,16 +18,28 @@ SMALL = NicConfig(
 
 
 @pytest.mark.long  # takes a minute to make
-def test_the_host_finds_the_device():
-    dut = ShellCore(SMALL, 250.0)
+@pytest.mark.parametrize("size", [64, 32])
+def test_the_host_finds_the_device(size):
+    dut = ShellCore(SMALL, 250.0, size)
 
     async def bench(ctx):
-        assert word_of(await read(ctx, dut.host, 0, WORD), 0) == MAGIC
+        assert word_of(await read(ctx, dut.host, 0, WORD), 0, size) == MAGIC
         # The control word of vector 1: masked, as after every reset.
         address = BAR_OFFSETS[BAR_MSIX] + 2 * MSIX_ENTRY_BYTES - 4
-        assert word_of(await read(ctx, dut.host, address, WORD), address) == 1
+        assert word_of(await read(ctx, dut.host, address, WORD), address, size) == 1
 
     run(dut, bench)
+
+
+@pytest.mark.parametrize("size", [64, 32])
+def test_width_of_the_bus(size):
+    dut = ShellCore(SMALL, 200.0, size)
+    assert len(dut.host.wstrb) == len(dut.memory.wstrb) == size
+
+
+def test_a_width_that_no_bridge_has():
+    with pytest.raises(ValueError, match="bus_bytes must be 64 or 32, not 16"):
+        ShellCore(SMALL, 200.0, 16)
 
 
 def test_prescaler():
