@@ -19,7 +19,7 @@ from hw.config import TableSizes
 from hw.table.connection_table import ConnectionTable
 from sim.cache import build_once, cache_directory, content_hash
 from sim.export import run_constants
-from sim.verilate import verilator_root
+from sim.verilate import COMPILER_FLAGS, verilator_root
 
 __all__ = ["attack_keys", "digests", "measure", "random_keys"]
 
@@ -31,11 +31,12 @@ WORDS = FLOW_HASHED.size // 8 + 1
 _M = {name: FLOW_HASHED.byte_offset(name) for name in ("remote", "local", "remote_port", "local_port")}
 
 
-def _build(sizes: TableSizes) -> Path:
+def _build(sizes: TableSizes, opt: str) -> Path:
     """The driver with the table in it, made if need be."""
     verilog = run_constants(export(None, ConnectionTable(sizes)))
     root = verilator_root()
-    target = cache_directory() / "verilator" / f"table-{content_hash([verilog, SOURCE, *FLAGS])}"
+    compiler = COMPILER_FLAGS[opt]
+    target = cache_directory() / "verilator" / f"table-{content_hash([verilog, SOURCE, *FLAGS, *compiler])}"
 
     def build(directory: Path) -> None:
         (directory / "table.v").write_text(verilog)
@@ -51,7 +52,7 @@ def _build(sizes: TableSizes) -> Path:
             if number == 0:
                 sources = [*generated.glob("*.cpp"), SOURCE, include / "verilated.cpp", include / "verilated_threads.cpp"]
                 commands.append(
-                    ["g++", "-std=gnu++17", "-O3", "-w", f"-I{generated}", f"-I{include}", f"-I{include / 'vltstd'}",
+                    ["g++", "-std=gnu++17", *compiler, "-w", f"-I{generated}", f"-I{include}", f"-I{include / 'vltstd'}",
                      "-o", str(directory / target.name), *map(str, sources), "-lpthread"]
                 )  # fmt: skip
 
@@ -121,7 +122,7 @@ def digests(messages: np.ndarray, secret: bytes) -> np.ndarray:
     return np.stack(halves, axis=1)
 
 
-def _run(sizes: TableSizes, messages: np.ndarray, churn: int) -> dict[str, Any]:
+def _run(driver: Path, sizes: TableSizes, messages: np.ndarray, churn: int) -> dict[str, Any]:
     secret = random.Random(SEED).randbytes(16)
     hashed = digests(messages, secret)
     mask = (1 << sizes.digest_bits) - 1
@@ -129,7 +130,7 @@ def _run(sizes: TableSizes, messages: np.ndarray, churn: int) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(prefix="acceltcp-") as file:
         hashed.astype("<u8").tofile(file.name)
         arguments = [file.name, sizes.index_bits, sizes.digest_bits, 1 << sizes.index_bits, churn, ConnectionTable.latency]
-        done = subprocess.run([str(_build(sizes)), *map(str, arguments)], capture_output=True, text=True, timeout=1800)
+        done = subprocess.run([str(driver), *map(str, arguments)], capture_output=True, text=True, timeout=1800)
     if done.returncode:
         raise RuntimeError(f"the table's driver ended with status {done.returncode}: {done.stderr}")
     result: dict[str, Any] = json.loads(done.stdout)
@@ -140,14 +141,15 @@ def _run(sizes: TableSizes, messages: np.ndarray, churn: int) -> dict[str, Any]:
     return result
 
 
-def measure(sizes: TableSizes, *, step: Callable[[str], None] = lambda text: None) -> dict[str, float]:
-    """The figures `table.*` of a table of these sizes."""
+def measure(sizes: TableSizes, *, opt: str = "bench", step: Callable[[str], None] = lambda text: None) -> dict[str, float]:
+    """The figures `table.*` of a table of these sizes. opt: how its model is compiled."""
     churn = 1 << sizes.index_bits - 3
     count = sizes.slots + sizes.stash + churn + 64
     step("connection table: random keys")
-    plain = _run(sizes, random_keys(count), churn)
+    driver = _build(sizes, opt)
+    plain = _run(driver, sizes, random_keys(count), churn)
     step("connection table: neighbouring keys")
-    attack = _run(sizes, attack_keys(count), churn)
+    attack = _run(driver, sizes, attack_keys(count), churn)
     loads = [result["refused_at"] / sizes.slots for result in (plain, attack)]
     return {
         # Every look-up was answered, each by what it should be.

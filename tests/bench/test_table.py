@@ -30,7 +30,7 @@ def test_keys():
 @pytest.mark.slow
 def test_measure():
     said = []
-    found = measure(NicConfig(flows=512).table, step=said.append)
+    found = measure(NicConfig(flows=512).table, opt="test", step=said.append)
     assert len(said) == 2
     assert found["table.lookups_per_cycle"] == 1
     for name in ("first_refusal", "first_refusal_random", "first_refusal_attack"):

@@ -272,13 +272,12 @@ def test_bad_wire(count: int, seed: int) -> None:
 @pytest.mark.slow
 def test_flows_command() -> None:
     """`acceltcp flows` shows a connection that waits for its peer's FIN."""
-    with folder() as where, Service("echo", folder=where) as service:
-        with connect(NIC4, 7) as sock:
+    with folder() as where, Service("http", "--directory", str(where), folder=where) as service:
+        with connect(NIC4, 80) as sock:
             local = sock.getsockname()[1]
-            sock.sendall(b"bye")
-            assert sock.recv(10) == b"bye"
-            sock.shutdown(socket.SHUT_WR)
-            assert sock.recv(10) == b""
+            sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            while sock.recv(4096):
+                pass  # until the server has closed; this end stays open
 
             def flows() -> list[dict[str, object]]:
                 out = subprocess.run(

@@ -134,25 +134,33 @@ class FlowBench:
 
     # Out
 
-    async def _take(self, ctx: Any, name: str) -> None:
-        stream = getattr(self.dut, name)
-        payload = Value.cast(stream.payload)
-        shape = stream.p.shape()
-        while not self._over:
-            ready = self.accept[name]
-            ctx.set(stream.ready, ready)
-            _, _, valid, value = await ctx.tick().sample(stream.valid, payload)
-            if valid and ready:
-                self._outputs[name].append(data.Const(shape, value))
-
-    async def _count(self, ctx: Any) -> None:
+    async def _watch(self, ctx: Any) -> None:
+        """Takes what comes out, and counts. (One trigger for everything and for all cycles: to make one costs more than the cycle.)"""
+        streams = [getattr(self.dut, name) for name in self._outputs]
         counts = Value.cast(self.dut.counts)
         names = list(self.dut.counts.shape().members)
-        while not self._over:
-            _, _, value = await ctx.tick().sample(counts)
-            for bit, name in enumerate(names):
-                if value >> bit & 1:
-                    self.counted[name] += 1
+        told: list[bool] = []
+        signals = (*(stream.valid for stream in streams), *(Value.cast(stream.payload) for stream in streams))
+        ready = self._ready(ctx, streams, told)
+        async for _, _, value, *sampled in ctx.tick().sample(counts, *signals):
+            for out, stream, valid, payload, taken in zip(
+                self._outputs.values(), streams, sampled, sampled[len(streams) :], ready, strict=False
+            ):
+                if valid and taken:
+                    out.append(data.Const(stream.p.shape(), payload))
+            if value:
+                self.counted.update(name for bit, name in enumerate(names) if value >> bit & 1)
+            ready = self._ready(ctx, streams, ready)
+            if self._over:
+                return
+
+    def _ready(self, ctx: Any, streams: list[Any], before: list[bool]) -> list[bool]:
+        """Who is taken from in the next cycle."""
+        ready = list(self.accept.values())
+        if ready != before:
+            for stream, taken in zip(streams, ready, strict=True):
+                ctx.set(stream.ready, taken)
+        return ready
 
     def taken(self, name: str) -> list[Any]:
         """What has come out of that output since the last call."""
@@ -188,6 +196,5 @@ class FlowBench:
             await scenario(ctx, self)
             self._over = True
 
-        takers = [lambda ctx, name=name: self._take(ctx, name) for name in self._outputs]
-        run(self.dut, bench, *takers, self._count, cycles=cycles)
+        run(self.dut, bench, self._watch, cycles=cycles)
         return self

@@ -429,16 +429,16 @@ async def test_hold(ctx, bench):
 @scenario
 async def test_indices_come_round(ctx, bench):
     """All 512 flows, in use, gone and in use again."""
-    for _ in range(2):
-        indices = [await bench.install(ctx, rto=8000) for _ in range(512)]
-        assert sorted(indices) == list(range(512))
+    for count in (512, 40):
+        indices = [await bench.install(ctx, rto=8000) for _ in range(count)]
+        assert sorted(set(indices)) == sorted(indices) and max(indices) < 512
         await ctx.tick().repeat(2000)
-        assert not ctx.get(bench.dut.free.valid)
+        assert ctx.get(bench.dut.free.valid) == (count < 512)
         for index in indices:
             await bench.segment(ctx, index, RST)
         await bench.steps(ctx, 30)
         bench.taken("events")
-        assert sorted(delete.index for delete in bench.taken("delete")) == indices or len(bench.deletes) >= 0
+        assert sorted(delete.index for delete in bench.taken("delete")) == sorted(indices)
         for index in indices:
             await bench.put(ctx, bench.dut.deleted, index)
         await bench.steps(ctx, 40)
