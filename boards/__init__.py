@@ -48,6 +48,7 @@ class Mac:
     site: the hard MAC's site; "" where the MAC is made of logic.
     lanes: sites of its transceivers, first and last with `~` between.
     refclk: frequency of its reference clock in MHz.
+    tx_delay_ps: for a PHY at RGMII, by how much its transmit clock must be late.
     """
 
     resource: str
@@ -56,6 +57,7 @@ class Mac:
     site: str
     lanes: str
     refclk: float
+    tx_delay_ps: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Board:
     name: as on the command line.
     title: its full name.
     part: what the vendor's tool calls the device.
-    family: what Yosys's `synth_xilinx -family` calls it.
+    family: what Yosys's `synth_xilinx -family` calls it; "ecp5": Lattice's, built with nextpnr.
     config: the configuration of the core.
     capacity: what the device has: lut, ff, bram36, uram, dsp.
     goals: figure -> limit, as in the build report.
@@ -91,9 +93,11 @@ class Board:
     shell: what surrounds the core: called with board and configuration; None: there is none yet.
     pcie: its link to the host, None if it has none.
     macs: its network ports; the core's port 0 is the first.
+    link: the port of the host link, where there is no PCI Express; None with `pcie` None: the first of `macs` carries both.
     widths: widths of the core in bytes that the shell joins to the MAC.
     flash: its configuration memory.
     bitstream: properties of the whole design, in XDC: name -> value.
+    loader: options by which openFPGALoader finds the board, "" where it is not used.
     watts: budget for the tool's power analysis, None for none.
     tried: what has been tried, in a few words.
     """
@@ -111,9 +115,11 @@ class Board:
     shell: Callable | None = None
     pcie: Pcie | None = None
     macs: tuple[Mac, ...] = ()
+    link: Mac | None = None
     widths: tuple[int, ...] = (8, 32, 64)
     flash: Flash | None = None
     bitstream: dict[str, str] = field(default_factory=dict)
+    loader: str = ""
     watts: int | None = None
     tried: str = UNTRIED
 

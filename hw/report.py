@@ -206,6 +206,8 @@ class Report:
         style = "green" if timing["met"] else "red"
         console.print(Text(f"{self.board} placed and routed by {self.implementation['tool']}", style="bold"))
         console.print(Text(f"Timing {verdict}; worst slack in ns: {slack}", style=style))
+        for name, row in self.implementation.get("clocks", {}).items():
+            console.print(Text(f"  {name}: {row['mhz']:g} MHz of {row['wanted_mhz']:g} wanted"))
         shares = ", ".join(
             f"{row['used']:,g} {name.upper()} ({row['used'] / row['available']:.1%})"
             for name, row in used.items()

@@ -22,11 +22,13 @@ def convert(design, name, **options):
 
 def convert_for(platform, design, name):
     """The whole of a board as Verilog text, from a design that asks `platform` for its pins; large memories as above.
+    For a platform whose tools begin with Yosys it is RTLIL.
 
     Afterwards the platform knows the ports, their pins and clocks. It serves one design.
     """
     with _large_memories_without_contents():
-        return platform.prepare(design, name, emit_src=False).files[f"{name}.v"]
+        files = platform.prepare(design, name, emit_src=False).files
+        return files.get(f"{name}.v") or files[f"{name}.il"]
 
 
 @contextmanager

@@ -15,10 +15,14 @@ __all__ = ["main", "script"]
 def script(job):
     """The Yosys commands of a job."""
     top = job["top"]
-    yield f'read_verilog "{job["verilog"]}"'
+    reader = "read_rtlil" if job["verilog"].endswith(".il") else "read_verilog"
+    yield f'{reader} "{job["verilog"]}"'
     for stage in job["stages"]:
         yield f"setattr -mod -set keep_hierarchy 1 {stage}"
-    yield f"synth_xilinx -family {job['family']} -flatten -noiopad -noclkbuf -top {top}"
+    if job["family"] == "ecp5":
+        yield f"synth_ecp5 -top {top}"
+    else:
+        yield f"synth_xilinx -family {job['family']} -flatten -noiopad -noclkbuf -top {top}"
     yield f'write_json "{job["netlist"]}"'
 
 

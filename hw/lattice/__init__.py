@@ -1,0 +1,1 @@
+"""The open tools for Lattice devices: Yosys, nextpnr, ecppack."""
