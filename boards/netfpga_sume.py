@@ -8,6 +8,7 @@ from amaranth.build import Attrs, Clock, DiffPairs, Pins, Resource, Subsignal
 from amaranth.vendor import XilinxPlatform
 
 from hw.config import NicConfig
+from hw.shell.sume import CORE_MHZ, SumeShell
 
 from . import Board, Flash, Mac, Pcie
 from ._resources import clock, lanes, led, pcie
@@ -124,8 +125,9 @@ BOARD = Board(
     # Xilinx data sheet DS180, table "Virtex-7 FPGA feature summary".
     capacity={"lut": 433_200, "ff": 866_400, "bram36": 1_470, "uram": 0, "dsp": 3_600},
     goals={"lut_sites": 110_000, "levels": 10},
-    core_mhz=200.0,
+    core_mhz=CORE_MHZ,
     platform=NetFpgaSumePlatform,
+    shell=SumeShell,
     pcie=Pcie("pcie_x8", 3, 8, "X0Y1"),
     macs=(
         Mac("sfp", 0, 10, "", "GTHE2_CHANNEL_X1Y39", 156.25),

@@ -19,8 +19,9 @@ from . import cmac, pcie
 from .axi_crossing import AxiCrossing
 from .cmac_port import CmacPort, hold_pins
 from .core import ShellCore
-from .crossing import crossing_constraints
+from .crossing import shell_constraints
 from .message_writer import BusSignature
+from .pins import Blinker, drive
 
 __all__ = ["CORE_CLOCKS", "PCIE_MHZ", "AlveoShell"]
 
@@ -32,7 +33,6 @@ _INIT_MHZ = 100.0
 _OSCILLATORS = {"clk100": 1, "clk300": 3}
 """Name of the board's clock -> what it is divided by to give `init`."""
 
-_BLINK_BITS = 24
 _LIGHTS = 3
 """Per cage: activity, link green, link yellow."""
 
@@ -70,9 +70,7 @@ class AlveoShell(Elaboratable):
 
     def constraints(self):
         """XDC lines for what is known only after synthesis: the crossings."""
-        crossings = [pointer for part in (*self._ports, *self._axi.values()) for pointer in part.pointers]
-        fastest = 1e3 / max(PCIE_MHZ, cmac.MHZ)
-        return [line for name in crossings for line in crossing_constraints(name, fastest)]
+        return shell_constraints((*self._ports, *self._axi.values()), max(PCIE_MHZ, cmac.MHZ))
 
     def elaborate(self, platform):
         m = Module()
@@ -127,56 +125,42 @@ class AlveoShell(Elaboratable):
 
     def _elaborate_bridge(self, m, platform, host, memory, enable, mask, reset_n):
         edge = platform.request(self._board.pcie.resource, 0, dir="-")
-        m.submodules.perst = perst = io.Buffer("i", edge.perst)
         clock, clock_gt = Signal(), Signal()
         m.submodules.refclk = Instance(
             "IBUFDS_GTE4", i_I=edge.refclk.p, i_IB=edge.refclk.n, i_CEB=Const(0), o_O=clock_gt, o_ODIV2=clock
         )
-        ports = self._bridge.ports
         axi = {f"m_axib_{name}": getattr(host, name) for name in BusSignature().members}
         axi |= {f"s_axib_{name}": getattr(memory, name) for name in BusSignature().members}
-        # What is neither connected above nor below is an input that has to be low.
-        idle = {
-            name: 0
-            for name, (direction, _) in ports.items()
-            if direction == "i" and name.startswith(("s_axil_", "usr_irq", "cfg_interrupt_msix", "s_axib_awregion", "s_axib_arregion"))
-        }  # fmt: skip
         m.d.comb += ResetSignal("pcie").eq(~reset_n)
         m.submodules.bridge = self._bridge.instance(
-            **idle,
+            **self._bridge.low(
+                "s_axil_", "usr_irq", "s_axib_awregion", "s_axib_arregion",
+                "cfg_interrupt_msix_address", "cfg_interrupt_msix_data", "cfg_interrupt_msix_int",
+            ),
             **axi,
+            **pcie.edge_pins(m, edge),
             sys_clk=clock,
             sys_clk_gt=clock_gt,
-            sys_rst_n=perst.i,
-            pci_exp_rxp=edge.rx_p.io,
-            pci_exp_rxn=edge.rx_n.io,
-            pci_exp_txp=edge.tx_p.io,
-            pci_exp_txn=edge.tx_n.io,
             axi_aclk=ClockSignal("pcie"),
             axi_aresetn=reset_n,
             cfg_interrupt_msix_enable=enable,
             cfg_interrupt_msix_mask=mask,
-        )
+        )  # fmt: skip
 
     def _elaborate_lights(self, m, platform, number, port):
         """Activity blinks with every packet; green: the link is up; yellow: it is not."""
         lights = [light for light in range(_LIGHTS * number, _LIGHTS * (number + 1)) if ("led", light) in platform.resources]
         if not lights:
             return
-        left = Signal(_BLINK_BITS)
-        busy = port.rx.valid | (port.tx.valid & port.tx.ready)
-        m.d.sync += left.eq(Mux(left.any(), left - 1, Mux(busy, ~0, 0)))
-        for light, value in zip(lights, (left[-1], port.link, ~port.link), strict=True):
-            m.submodules[f"led{light}"] = buffer = io.Buffer("o", platform.request("led", light, dir="-"))
-            m.d.comb += buffer.o.eq(value)
+        m.submodules[f"blinker{number}"] = blinker = Blinker()
+        m.d.comb += blinker.busy.eq(port.rx.valid | (port.tx.valid & port.tx.ready))
+        for light, value in zip(lights, (blinker.light, port.link, ~port.link), strict=True):
+            drive(m, f"led{light}", platform.request("led", light, dir="-"), value)
 
     def _elaborate_safe(self, m, platform):
         """Wires to the card's own controller, whose other end expects an idle line."""
         if ("satellite", 0) in platform.resources:
-            satellite = platform.request("satellite", 0, dir="-")
-            m.submodules.satellite = line = io.Buffer("o", satellite.uart.tx)
-            m.d.comb += line.o.eq(1)
+            drive(m, "satellite", platform.request("satellite", 0, dir="-").uart.tx, 1)
         if ("hbm_cattrip", 0) in platform.resources:
             # High would tell the card that its memory is too hot, and it would take the power away.
-            m.submodules.cattrip = cattrip = io.Buffer("o", platform.request("hbm_cattrip", 0, dir="-"))
-            m.d.comb += cattrip.o.eq(0)
+            drive(m, "cattrip", platform.request("hbm_cattrip", 0, dir="-"), 0)

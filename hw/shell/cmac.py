@@ -9,6 +9,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .ip import VendorIp
+from .link import LinkState
 
 __all__ = ["MHZ", "WIDTH", "CmacBringUp", "cmac"]
 
@@ -23,15 +24,13 @@ MHZ = 322.265625
 class CmacBringUp(wiring.Component):
     """In the domain of the MAC's stream. All outputs come from registers.
 
-    settle: cycles for which the lanes must be aligned, and the far side without fault, before the link counts as up; so
-    long, too, is it down at least.
+    settle: of `LinkState`; a link is good while the lanes are aligned and the far side tells of no fault.
 
     Members
     -------
     aligned, remote_fault: In(1): `stat_rx_aligned`, `stat_rx_remote_fault`.
     send_fault, send_idle, enable: Out(1): `ctl_tx_send_rfi`, `ctl_tx_send_idle`, `ctl_tx_enable`.
-    restart: Out(1): `core_tx_reset`, for `settle` cycles after a link is lost: the MAC forgets the packet that it was in.
-    up: Out(1): packets may pass.
+    restart: Out(1): `core_tx_reset`. up: Out(1): packets may pass. Both are `LinkState`'s.
     """
 
     aligned: In(1)
@@ -48,22 +47,17 @@ class CmacBringUp(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        quiet = Signal(range(self._settle))
-        good = self.aligned & ~self.remote_fault
+        m.submodules.state = state = LinkState(self._settle)
+        m.d.comb += [
+            state.good.eq(self.aligned & ~self.remote_fault),
+            self.up.eq(state.up),
+            self.restart.eq(state.restart),
+        ]
         m.d.sync += [
             self.send_fault.eq(~self.aligned),
             self.send_idle.eq(self.aligned & self.remote_fault),
             self.enable.eq(self.aligned),
         ]
-        with m.If(self.up):
-            with m.If(~good):
-                m.d.sync += [self.up.eq(0), self.restart.eq(1), quiet.eq(0)]
-        with m.Elif(quiet == self._settle - 1):
-            m.d.sync += [self.restart.eq(0), quiet.eq(0), self.up.eq(good & ~self.restart)]
-        with m.Elif(self.restart | good):
-            m.d.sync += quiet.eq(quiet + 1)
-        with m.Else():
-            m.d.sync += quiet.eq(0)
         return m
 
 

@@ -1,19 +1,18 @@
 """`CmacPort`: a cage with its hard 100G MAC, to the core's clock. Link state and activity for the lights.
 
-Drives three clock domains, which whoever holds it must define: `macN` and `portN`, the domains `mac` and `port` of
-`mac_crossing`, and `bringN` for the bring-up, where N is the port's number. The core's clock is `sync`, the
-free-running one `init`.
+Drives the clock domains of `PortCrossing`, which whoever holds it must define; the bring-up is in `bringN`. The core's clock
+is `sync`, the free-running one `init`.
 """
 
 from amaranth import *
-from amaranth.lib import io, wiring
-from amaranth.lib.cdc import FFSynchronizer, ResetSynchronizer
-from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.lib.cdc import FFSynchronizer
+from amaranth.lib.wiring import Out, connect
 
 from ..stream.axis import AxisSource
-from ..stream.beat import byte_mask, packet_stream
+from ..stream.beat import byte_mask
 from .cmac import WIDTH, CmacBringUp, cmac
-from .mac_crossing import RxCrossing, TxCrossing
+from .pins import hold
+from .port_crossing import Port, PortCrossing
 
 __all__ = ["CmacPort", "hold_pins"]
 
@@ -26,13 +25,10 @@ _PINS = {"modsell": (0, 1), "resetl": (1, 0), "lpmode": (0, 1), "refclk_reset": 
 
 def hold_pins(m, cage, *, used):
     """Drive the slow outputs of a cage, as far as it has them."""
-    for name, values in _PINS.items():
-        if hasattr(cage, name):
-            m.submodules[f"pin_{name}"] = pin = io.Buffer("o", getattr(cage, name))
-            m.d.comb += pin.o.eq(values[not used])
+    hold(m, cage, **{name: values[not used] for name, values in _PINS.items()})
 
 
-class CmacPort(wiring.Component):
+class CmacPort(Port):
     """See the module's text.
 
     Parameters
@@ -41,69 +37,37 @@ class CmacPort(wiring.Component):
 
     Members
     -------
-    rx: Out(packet_stream(WIDTH, always_ready=True)); tx: In(packet_stream(WIDTH)).
+    rx, tx, link: as `Port`.
     clock: Out(1): the MAC's clock. clock_good: Out(1), domain `init`: it has begun to run, and does not stop for a lost link.
-    link: Out(1), domain `sync`.
     """
 
     def __init__(self, number, mac, max_frame, init_mhz):
         self._mac = mac
-        self._domains = {name: f"{name}{number}" for name in ("mac", "port", "bring")}
         self.ip = cmac(number, mac, max_frame, init_mhz)
-        self._rx = RxCrossing(WIDTH, _RX_BEATS, name=f"port{number}.rx")
-        self._tx = TxCrossing(WIDTH, max_frame, name=f"port{number}.tx")
-        super().__init__(
-            {
-                "rx": Out(packet_stream(WIDTH, always_ready=True)),
-                "tx": In(packet_stream(WIDTH)),
-                "clock": Out(1),
-                "clock_good": Out(1),
-                "link": Out(1),
-            }
-        )
-
-    @property
-    def domains(self):
-        """Names of the clock domains that it drives."""
-        return list(self._domains.values())
-
-    @property
-    def pointers(self):
-        """What crosses between the MAC's clock and the core's."""
-        return [*self._rx.pointers, *self._tx.pointers]
+        super().__init__(PortCrossing(number, WIDTH, _RX_BEATS, max_frame), {"clock": Out(1), "clock_good": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
         mac = self._mac
         cage = platform.request(mac.resource, mac.number, dir="-")
         hold_pins(m, cage, used=True)
-        renamed = DomainRenamer(self._domains)
-        mac_domain, port_domain, bring_domain = self.domains
         clock, tx_reset, rx_reset = Signal(), Signal(), Signal()
-        m.submodules.bring_up = bring_up = DomainRenamer(bring_domain)(CmacBringUp())
-        m.submodules.rx_crossing, m.submodules.tx_crossing = rx, tx = renamed(self._rx), renamed(self._tx)
-        m.submodules.rx_axis = source = DomainRenamer(mac_domain)(AxisSource(WIDTH, always_ready=True))
+        crossing, bring = self._connect_core(m)
+        m.submodules.bring_up = bring_up = bring(CmacBringUp())
+        m.submodules.rx_axis = source = bring(AxisSource(WIDTH, always_ready=True))
+        tx = crossing.mac_tx
 
-        down, running = Signal(), Signal()
-        m.d.comb += [
-            self.clock.eq(clock),
-            ClockSignal(mac_domain).eq(clock),
-            ClockSignal(bring_domain).eq(clock),
-            ClockSignal(port_domain).eq(ClockSignal("sync")),
-            down.eq(~bring_up.up | tx_reset | rx_reset | ResetSignal("sync")),
-        ]
-        m.submodules += [
-            ResetSynchronizer(tx_reset | rx_reset, domain=bring_domain),
-            ResetSynchronizer(down, domain=mac_domain),
-            ResetSynchronizer(down, domain=port_domain),
-            FFSynchronizer(bring_up.up, self.link),
-            FFSynchronizer(~tx_reset, running, o_domain="init"),
-        ]
+        running = Signal()
+        m.submodules += FFSynchronizer(~tx_reset, running, o_domain="init")
         with m.If(running):
             m.d.init += self.clock_good.eq(1)
-        connect(m, source.o, rx.i)
-        connect(m, rx.o, flipped(self.rx))
-        connect(m, flipped(self.tx), tx.i)
+        m.d.comb += [
+            self.clock.eq(clock),
+            crossing.clock.eq(clock),
+            crossing.mac_reset.eq(tx_reset | rx_reset),
+            crossing.up.eq(bring_up.up),
+        ]
+        connect(m, source.o, crossing.mac_rx)
 
         m.submodules.mac = self.ip.instance(
             gt_rxp_in=cage.rx_p.io, gt_rxn_in=cage.rx_n.io, gt_txp_out=cage.tx_p.io, gt_txn_out=cage.tx_n.io,
@@ -121,8 +85,8 @@ class CmacPort(wiring.Component):
             stat_rx_aligned=bring_up.aligned, stat_rx_remote_fault=bring_up.remote_fault,
             rx_axis_tvalid=source.tvalid, rx_axis_tdata=source.tdata, rx_axis_tkeep=source.tkeep,
             rx_axis_tlast=source.tlast, rx_axis_tuser=source.tuser,
-            tx_axis_tready=tx.o.ready, tx_axis_tvalid=tx.o.valid, tx_axis_tdata=tx.o.p.data,
-            tx_axis_tkeep=byte_mask(tx.o.p.count, WIDTH), tx_axis_tlast=tx.o.p.last, tx_axis_tuser=tx.o.p.last & tx.o.p.err,
+            tx_axis_tready=tx.ready, tx_axis_tvalid=tx.valid, tx_axis_tdata=tx.p.data,
+            tx_axis_tkeep=byte_mask(tx.p.count, WIDTH), tx_axis_tlast=tx.p.last, tx_axis_tuser=tx.p.last & tx.p.err,
             tx_preamblein=0, core_drp_reset=0, drp_clk=ClockSignal("init"), drp_addr=0, drp_di=0, drp_en=0, drp_we=0,
         )  # fmt: skip
         return m

@@ -16,7 +16,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["StreamCrossing", "Synchroniser", "crossing_constraints"]
+__all__ = ["StreamCrossing", "Synchroniser", "crossing_constraints", "shell_constraints"]
 
 _FROM, _TO = "acceltcp.crossing_from", "acceltcp.crossing_to"
 """Attributes that mark the registers on both sides of a crossing; cells have them after synthesis."""
@@ -33,6 +33,11 @@ def crossing_constraints(name, nanoseconds):
         f"set_max_delay -datapath_only -from {source} -to {target} {nanoseconds:.3f}",
         f"set_bus_skew -from {source} -to {target} {nanoseconds:.3f}",
     ]
+
+
+def shell_constraints(parts, mhz):
+    """XDC lines for all crossings of the parts of a shell, which name theirs in `pointers`. mhz: the fastest clock."""
+    return [line for part in parts for name in part.pointers for line in crossing_constraints(name, 1e3 / mhz)]
 
 
 class Synchroniser(Elaboratable):

@@ -62,6 +62,12 @@ class VendorIp:
             raise ValueError(f"{self.name} needs a value for {', '.join(missing)}")
         return Instance(self.module, **arguments)
 
+    def low(self, *prefixes):
+        """Connections that keep those inputs low whose names begin with one of these."""
+        return {
+            name: 0 for name, (direction, _) in self.ports.items() if direction == "i" and name.startswith(prefixes)
+        }
+
     def stub(self):
         """Verilog of an empty module with these ports."""
         words = {"i": "input", "o": "output", "io": "inout"}

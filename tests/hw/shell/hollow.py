@@ -2,6 +2,7 @@
 """What stands in for parts that a lint of the shells need not look into, and the lint."""
 
 import os
+import re
 import subprocess
 
 from amaranth import Module
@@ -11,19 +12,30 @@ from hw.nic import Nic
 from hw.verilog import convert_for
 from sim.verilate import verilator_root
 
-__all__ = ["HollowNic", "lint", "verilog"]
+__all__ = ["HollowNic", "lint", "same_crossings", "verilog"]
 
 PRIMITIVES = """
 (* blackbox *) module IBUF (output wire O, input wire I); endmodule
 (* blackbox *) module OBUFT (input wire I, input wire T, output wire O); endmodule
 (* blackbox *) module IBUFDS (output wire O, input wire I, input wire IB); endmodule
 (* blackbox *) module IBUFDS_GTE4 (output wire O, output wire ODIV2, input wire I, input wire IB, input wire CEB); endmodule
+(* blackbox *) module IOBUF (output wire O, inout wire IO, input wire I, input wire T); endmodule
+(* blackbox *) module IBUFDS_GTE2 (output wire O, output wire ODIV2, input wire I, input wire IB, input wire CEB); endmodule
+(* blackbox *) module BUFG (output wire O, input wire I); endmodule
+(* blackbox *) module PLLE2_BASE #(
+  parameter BANDWIDTH = "OPTIMIZED", parameter CLKFBOUT_MULT = 5, parameter CLKIN1_PERIOD = 0.0, parameter DIVCLK_DIVIDE = 1,
+  parameter CLKOUT0_DIVIDE = 1, parameter CLKOUT1_DIVIDE = 1
+) (
+  output wire CLKFBOUT, output wire CLKOUT0, output wire CLKOUT1, output wire CLKOUT2, output wire CLKOUT3,
+  output wire CLKOUT4, output wire CLKOUT5, output wire LOCKED,
+  input wire CLKFBIN, input wire CLKIN1, input wire PWRDWN, input wire RST
+); endmodule
 (* blackbox *) module BUFGCE_DIV #(parameter BUFGCE_DIVIDE = 1) (output wire O, input wire I, input wire CE, input wire CLR);
 endmodule
 (* blackbox *) module FDPE #(parameter INIT = 1'b1) (output wire Q, input wire C, input wire CE, input wire PRE, input wire D);
 endmodule
 """
-"""The device's primitives, as AMD UG974 has them."""
+"""The devices' primitives, as AMD UG974 (UltraScale) and UG953 (7 series) have them."""
 
 UNTOLD = (
     "CASEINCOMPLETE", "DECLFILENAME", "PROCASSINIT", "UNDRIVEN", "UNSIGNED", "UNUSEDPARAM", "UNUSEDSIGNAL", "VARHIDDEN",
@@ -58,3 +70,13 @@ def lint(text, shell, folder):
         cwd=folder, env={**os.environ, "VERILATOR_ROOT": str(root)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return [line for line in done.stderr.splitlines() if line.startswith("%")]
+
+
+def same_crossings(text, lines):
+    """Names of the crossings that the constraints `lines` speak of, each with registers of the Verilog on both sides and with two
+    lines."""
+    named = {found for line in lines for found in re.findall(r'== "([^"]+)"', line)}
+    assert named and len(lines) == 2 * len(named)
+    for side in ("from", "to"):
+        assert set(re.findall(rf'acceltcp\.crossing_{side} *= "([^"]+)"', text)) == named
+    return named

@@ -7,14 +7,11 @@ import re
 import pytest
 
 import boards
-from acceltcp.abi import pci
 from hw.config import NicConfig
-from hw.dma.axi import AXI_ID_BITS
 from hw.shell import core
 from hw.shell.alveo import CORE_CLOCKS, AlveoShell
-from hw.shell.message_writer import BUS_ID_BITS
 
-from .hollow import HollowNic, lint, verilog
+from .hollow import HollowNic, lint, same_crossings, verilog
 
 CARDS = [name for name in boards.names() if name.startswith("alveo")]
 
@@ -44,14 +41,7 @@ def test_verilog(name, core_clock, changes, tmp_path):
     text = verilog(platform, shell)
     assert lint(text, shell, tmp_path) == []
 
-    # Every crossing that the constraints name has registers on both sides, and the other way round.
-    lines = shell.constraints()
-    named = {found for line in lines for found in re.findall(r'== "([^"]+)"', line)}
-    assert named
-    for side in ("from", "to"):
-        assert set(re.findall(rf'acceltcp\.crossing_{side} *= "([^"]+)"', text)) == named
-    # Two lines for each.
-    assert len(lines) == 2 * len(named)
+    named = same_crossings(text, shell.constraints())
     assert any(crossing.startswith("memory.") for crossing in named) == (core_clock == "mac")
 
     # Each block is there once, and each lane has its pins.
@@ -63,25 +53,6 @@ def test_verilog(name, core_clock, changes, tmp_path):
         assert pins.count(f"pcie_x16_0__{lane}") == ports["pci_exp_rxp"][1]
         for number in range(len(shell.ips) - 1):
             assert pins.count(f"qsfp_{number}__{lane}") == 4
-
-
-def test_bridge_shows_the_device():
-    board, shell = shell_of("alveo_u50")
-    bridge = shell.ips[0].properties
-    assert (bridge["vendor_id"], bridge["pf0_device_id"]) == ("1234", "ACC7")
-    assert [bridge[f"pf0_class_code_{part}"] for part in ("base", "sub", "interface")] == ["02", "00", "00"]
-    for bar, size in pci.BARS.items():
-        scale = {"Kilobytes": 1 << 10}[bridge[f"pf0_bar{bar}_scale"]]
-        assert int(bridge[f"pf0_bar{bar}_size"]) * scale == size
-        # The bridge puts a BAR in the place of its address's low bits.
-        assert int(bridge[f"pciebar2axibar_{bar}"], 16) % size == 0
-    assert int(bridge["pf0_msix_cap_table_size"], 16) + 1 == board.config.queues
-    assert bridge["pf0_msix_cap_table_bir"] == bridge["pf0_msix_cap_pba_bir"] == "BAR_3:2"
-    assert int(bridge["pf0_msix_cap_pba_offset"], 16) == pci.MSIX_PBA_OFFSET
-    # Link width and speed stand last, and are looked at again.
-    assert list(bridge)[-2:] == ["pl_link_cap_max_link_width", "pl_link_cap_max_link_speed"]
-    assert len(shell.ips[0].after) == 2
-    assert next(iter(bridge)) == "functional_mode"
 
 
 @pytest.mark.parametrize("name", CARDS)
@@ -96,10 +67,6 @@ def test_macs_stand_where_the_board_has_them(name):
         assert float(properties["GT_REF_CLK_FREQ"]) == mac.refclk
         assert properties["INCLUDE_RS_FEC"] == "1"
         assert int(properties["RX_MAX_PACKET_LEN"]) == board.config.max_frame + 4
-
-
-def test_identifiers_of_the_core_fit_beside_the_mark_of_a_message():
-    assert AXI_ID_BITS < BUS_ID_BITS
 
 
 @pytest.mark.parametrize(

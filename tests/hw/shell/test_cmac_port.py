@@ -6,32 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 from amaranth import Module
-from amaranth.hdl import IOPort
 from amaranth.lib import io
 from amaranth.sim import Simulator
 
 import boards
 from hw.shell.cmac_port import CmacPort, hold_pins
 
+from .recorder import Recorder, differential, lanes
 
-class Recorder:
-    """In the place of a `VendorIp` and of a platform."""
 
-    def __init__(self, ip):
-        self._ip, self.connections = ip, {}
-
-    def instance(self, **connections):
-        self.connections = connections
-        return self._ip.instance(**connections)
-
-    def request(self, name, number, dir):
-        lanes = {lane: SimpleNamespace(io=IOPort(4, name=lane)) for lane in ("rx_p", "rx_n", "tx_p", "tx_n")}
-        return SimpleNamespace(**lanes, refclk=SimpleNamespace(p=IOPort(1, name="p"), n=IOPort(1, name="n")))
+def cage():
+    return SimpleNamespace(**lanes(4), refclk=differential())
 
 
 def test_what_the_mac_is_told():
     port = CmacPort(1, boards.load("alveo_u200").macs[1], 9018, 100.0)
-    port.ip = recorder = Recorder(port.ip)
+    port.ip = recorder = Recorder(port.ip, qsfp=cage)
     port.elaborate(recorder)
     told = recorder.connections
     # RS-FEC in both directions, correcting; nothing that is for tests.
