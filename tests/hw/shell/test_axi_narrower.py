@@ -3,9 +3,12 @@
 import random
 
 import pytest
+from amaranth import Elaboratable, Module
+from amaranth.lib.wiring import connect
 from cocotb_tools.check_results import get_results
 
 from hw.shell.axi_narrower import NARROW_BYTES, AxiNarrower
+from hw.shell.message_writer import MessageWriter
 from hw.verilog import convert
 
 from ..core.build import CoreRunner, build_verilog
@@ -197,6 +200,52 @@ def test_the_largest_bursts_follow_without_a_gap(go):
     if go is always:
         assert cycles[-1] - cycles[0] == len(cycles) - 1
         assert cycles[0] <= length + 6
+
+
+class Messages(Elaboratable):
+    """A `MessageWriter` in front of it, as in the shell."""
+
+    def __init__(self):
+        self.writer, self.narrower = MessageWriter(), AxiNarrower()
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.writer, m.submodules.narrower = self.writer, self.narrower
+        connect(m, self.writer.bus, self.narrower.wide)
+        return m
+
+
+def test_a_message_is_one_beat():
+    """An MSI-X message is a write of four bytes, wherever in a wide beat its address lies."""
+    dut = Messages()
+    message, bus = dut.writer.message, dut.narrower.narrow
+    sent = [(0xFEE0_0000 + 4 * lane, 0x1234_0000 + lane) for lane in range(16)]
+    addresses, beats = [], []
+
+    async def send(ctx):
+        for address, value in sent:
+            ctx.set(message.p.address, address)
+            ctx.set(message.p.data, value)
+            ctx.set(message.valid, 1)
+            await ctx.tick().until(message.ready)
+            ctx.set(message.valid, 0)
+
+    async def take(ctx):
+        ctx.set(bus.awready, 1)
+        ctx.set(bus.wready, 1)
+        while len(beats) < len(sent):
+            aw, *plan, w, data, strobes, last = (
+                await ctx.tick().sample(bus.awvalid, bus.awaddr, bus.awlen, bus.awid, bus.wvalid, bus.wdata, bus.wstrb, bus.wlast)
+            )[-8:]
+            if aw:
+                addresses.append(plan)
+            if w:
+                lane = (strobes & -strobes).bit_length() - 1
+                beats.append((lane, strobes >> lane, data >> 8 * lane & 0xFFFF_FFFF, last))
+
+    run(dut, send, take)
+    assert addresses == [[address, 0, 4] for address, _ in sent]
+    assert beats == [(address % NARROW_BYTES, 0xF, value, 1) for address, value in sent]
 
 
 def test_converts():
