@@ -24,25 +24,23 @@ import boards
 
 from . import fit, reports
 from .artifacts import Artifacts
+from .lattice import FAMILY as LATTICE
 from .lattice import constraints as lpf
 from .lattice import run as lattice
-from .lattice.run import LatticeError
 from .options import configuration, parser
 from .report import Figures, Report
 from .synth.netlist import Netlist, NetlistError, Usage
 from .synth.yosys import SynthesisError, stage_modules, synthesise
+from .tool import ToolError
 from .verilog import convert, convert_for
 from .vivado.constraints import port_constraints
-from .vivado.run import TOOL, VivadoError, available, run
+from .vivado.run import TOOL, available, run
 from .vivado.scripts import project_files
 
 __all__ = ["MODULE", "board_config", "build", "export", "main", "memory_usage"]
 
 MODULE = "acceltcp_nic"
 """Name of the core's Verilog module."""
-
-LATTICE = "ecp5"
-"""Family of the boards that nextpnr builds."""
 
 
 def export(config, design=None):
@@ -59,7 +57,7 @@ def build(board, config, out, *, synth=True, stages=True, vivado=True, design=No
 
     synth: let Yosys say what the core takes. `stages` adds the figures stage by stage, which takes a second
     synthesis. vivado: run it, if it is there and the board has a shell. Raises `SynthesisError`, `NetlistError`,
-    `VivadoError`, `LatticeError` or `OSError`; what was complete by then stays. On a board of Lattice's, Yosys and nextpnr build the
+    `ToolError` or `OSError`; what was complete by then stays. On a board of Lattice's, Yosys and nextpnr build the
     whole of it if both `synth` and `vivado` are on, and there are no figures of the core alone.
     """
     console = console or Console(stderr=True)
@@ -92,22 +90,26 @@ def build(board, config, out, *, synth=True, stages=True, vivado=True, design=No
             progress.update(task, description=label, total=1, completed=1)
             return result
 
+        def implement(label, work, *suffixes):
+            """Let the tools build the board; their figures are kept even if they fail. suffixes: of the files that must come out."""
+            try:
+                report.implementation = step(label, work)
+            except ToolError as error:
+                report.implementation = error.figures
+                if error.figures:
+                    save()
+                raise
+            for suffix in suffixes:
+                artifacts.add(f"{_top(board)}.{suffix}")
+            save()
+
         if board.family == LATTICE:
             platform, files = step("shell", lambda _: _shell_files(board, config))
             for name, content in files.items():
                 artifacts.write(name, content)
             artifacts.finish(**facts)
             if synth and vivado and lattice.available():
-                try:
-                    work = step("bitstream", lambda tell: lattice.run(artifacts.folder, _top(board), board, platform, tell))
-                    report.implementation = work
-                except LatticeError as error:
-                    report.implementation = error.figures
-                    if error.figures:
-                        save()
-                    raise
-                artifacts.add(f"{_top(board)}.bit")
-                save()
+                implement("bitstream", lambda tell: lattice.run(artifacts.folder, _top(board), board, platform, tell), "bit")
             return report if report.implementation else None
         text = step("export", lambda _: export(config, design))
         source = artifacts.write(f"{MODULE}.v", text)
@@ -119,16 +121,7 @@ def build(board, config, out, *, synth=True, stages=True, vivado=True, design=No
             _synthesise(report, step, board, source, text, stages)
             save()
         if vivado and board.shell and available():
-            try:
-                report.implementation = step(TOOL, lambda tell: run(artifacts.folder, _top(board), tell))
-            except VivadoError as error:
-                report.implementation = error.figures
-                if error.figures:
-                    save()
-                raise
-            for suffix in ("bit", "mcs"):
-                artifacts.add(f"{_top(board)}.{suffix}")
-            save()
+            implement(TOOL, lambda tell: run(artifacts.folder, _top(board), tell), "bit", "mcs")
     return report if report.total or report.implementation else None
 
 
@@ -331,7 +324,7 @@ def main(arguments=None, design=None):
                 design=design,
                 console=console,
             )
-    except (SynthesisError, NetlistError, VivadoError, LatticeError) as error:
+    except (SynthesisError, NetlistError, ToolError) as error:
         return fail(error)
     except OSError as error:
         return fail(f"{error.filename or folder}: {error.strerror or error}")

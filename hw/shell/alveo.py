@@ -131,20 +131,12 @@ class AlveoShell(Elaboratable):
         )
         axi = {f"m_axib_{name}": getattr(host, name) for name in BusSignature().members}
         axi |= {f"s_axib_{name}": getattr(memory, name) for name in BusSignature().members}
-        m.d.comb += ResetSignal("pcie").eq(~reset_n)
         m.submodules.bridge = self._bridge.instance(
-            **self._bridge.low(
-                "s_axil_", "usr_irq", "s_axib_awregion", "s_axib_arregion",
-                "cfg_interrupt_msix_address", "cfg_interrupt_msix_data", "cfg_interrupt_msix_int",
-            ),
+            **self._bridge.low("s_axil_", "usr_irq", "s_axib_awregion", "s_axib_arregion"),
             **axi,
-            **pcie.edge_pins(m, edge),
+            **pcie.common_pins(m, edge, reset_n, enable, mask),
             sys_clk=clock,
             sys_clk_gt=clock_gt,
-            axi_aclk=ClockSignal("pcie"),
-            axi_aresetn=reset_n,
-            cfg_interrupt_msix_enable=enable,
-            cfg_interrupt_msix_mask=mask,
         )  # fmt: skip
 
     def _elaborate_lights(self, m, platform, number, port):

@@ -9,7 +9,6 @@ link, the host's link, something is being done.
 """
 
 from amaranth import *
-from amaranth.lib import io
 from amaranth.lib.wiring import connect
 
 from ..config import NicConfig
@@ -18,6 +17,7 @@ from ..stream.beat import byte_mask
 from .core import Prescaler
 from .ecp5_clock import Ecp5Clock
 from .host_link_nic import LinkedNic
+from .pins import drive
 from .rgmii_port import WIDTH, RgmiiPort
 from .shared_port import SharedPort
 
@@ -99,5 +99,4 @@ class Ecp5Shell(Elaboratable):
                     pads = platform.request(name, number, dir="-")
                     colours = {"": pads} if name == "led" else {colour: getattr(pads, colour) for colour in "rgb"}
                     for colour, pad in colours.items():
-                        m.submodules[f"{name}{number}{colour}"] = buffer = io.Buffer("o", pad)
-                        m.d.comb += buffer.o.eq(value if colour in ("", "g") else 0)
+                        drive(m, f"{name}{number}{colour}", pad, value if colour in ("", "g") else 0)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from amaranth.hdl import ClockSignal, ResetSignal
 from amaranth.lib import io
 
 from acceltcp.abi import pci
@@ -11,7 +12,7 @@ from .bars import BAR_OFFSETS
 from .ip import VendorIp, axi_ports
 from .message_writer import BUS_ID_BITS
 
-__all__ = ["bridge", "common_ports", "device_properties", "edge_pins", "lite_ports", "with_link"]
+__all__ = ["bridge", "common_pins", "common_ports", "device_properties", "lite_ports", "with_link"]
 
 _SPEEDS = {1: "2.5_GT/s", 2: "5.0_GT/s", 3: "8.0_GT/s", 4: "16.0_GT/s"}
 _REGION = {"region": 4}
@@ -74,11 +75,24 @@ def common_ports(link):
     }
 
 
-def edge_pins(m, edge):
-    """Connections of a bridge with the edge connector, a resource of `boards._resources.pcie` that was asked for raw."""
+def common_pins(m, edge, reset_n, enable, mask):
+    """Connections of `common_ports`, and domain `pcie`, which is in reset while `reset_n` is low.
+
+    edge: the edge connector, a resource of `boards._resources.pcie` that was asked for raw. reset_n, enable, mask: what the bridge
+    says of the bus and of MSI-X. Messages are ours, so the bridge is asked for none.
+    """
+    m.d.comb += ResetSignal("pcie").eq(~reset_n)
     m.submodules.perst = perst = io.Buffer("i", edge.perst)
     lanes = {f"pci_exp_{way}{sign}": getattr(edge, f"{way}_{sign}").io for way in ("rx", "tx") for sign in ("p", "n")}
-    return {"sys_rst_n": perst.i, **lanes}
+    return {
+        **lanes,
+        "sys_rst_n": perst.i,
+        "axi_aclk": ClockSignal("pcie"),
+        "axi_aresetn": reset_n,
+        "cfg_interrupt_msix_enable": enable,
+        "cfg_interrupt_msix_mask": mask,
+        **{f"cfg_interrupt_msix_{name}": 0 for name in ("address", "data", "int")},
+    }
 
 
 def lite_ports(prefix, address, *, prot=True):

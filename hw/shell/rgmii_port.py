@@ -8,7 +8,7 @@ The PHY is used as its straps set it, over no management bus. Its reset is held 
 """
 
 from amaranth import *
-from amaranth.lib import io, wiring
+from amaranth.lib import wiring
 from amaranth.lib.cdc import ResetSynchronizer
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -16,6 +16,7 @@ from ..stream.beat import packet_stream
 from .clock_meter import ClockMeter
 from .gmii import GmiiReceiver, GmiiTransmitter
 from .mac_crossing import RxCrossing, TxCrossing
+from .pins import drive
 from .rgmii import RgmiiPins
 
 __all__ = ["MHZ", "WIDTH", "RgmiiPort"]
@@ -83,6 +84,5 @@ class RgmiiPort(wiring.Component):
         left = Signal(range(round(self._mhz * _PHY_RESET_US)), init=round(self._mhz * _PHY_RESET_US) - 1)
         with m.If(left != 0):
             m.d.sync += left.eq(left - 1)
-        m.submodules.phy_reset = reset = io.Buffer("o", pads.rst)
-        m.d.comb += reset.o.eq(left != 0)
+        drive(m, "phy_reset", pads.rst, left != 0)
         return m

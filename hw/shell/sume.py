@@ -22,7 +22,7 @@ from .axi_narrower import NARROW_BYTES
 from .core import ShellCore
 from .crossing import shell_constraints
 from .message_writer import BusSignature
-from .pcie import edge_pins
+from .pcie import common_pins
 from .pcie_virtex7 import HOST_ID_BITS, virtex7_bridge
 from .pins import Blinker, drive
 from .si5324 import ReferenceClock, Si5324Plan, switch
@@ -163,18 +163,10 @@ class SumeShell(Elaboratable):
             axi[f"m_axi_{name}"] = axi[f"m_axi_{name}"][:HOST_ID_BITS]
         m.d.comb += [host.awid[HOST_ID_BITS:].eq(0), host.arid[HOST_ID_BITS:].eq(0)]
         axi |= {f"s_axi_{name}": getattr(memory, name) for name in members}
-        m.d.comb += ResetSignal("pcie").eq(~reset_n)
         m.submodules.bridge = self._bridge.instance(
-            **self._bridge.low(
-                "s_axi_ctl_", "s_axi_awregion", "s_axi_arregion",
-                "cfg_interrupt_msix_address", "cfg_interrupt_msix_data", "cfg_interrupt_msix_int",
-            ),
+            **self._bridge.low("s_axi_ctl_", "s_axi_awregion", "s_axi_arregion"),
             **axi,
-            **edge_pins(m, edge),
+            **common_pins(m, edge, reset_n, enable, mask),
             refclk=clock,
             user_link_up=up,
-            axi_aclk=ClockSignal("pcie"),
-            axi_aresetn=reset_n,
-            cfg_interrupt_msix_enable=enable,
-            cfg_interrupt_msix_mask=mask,
         )  # fmt: skip

@@ -9,18 +9,20 @@ import sys
 
 from pyosys import libyosys as ys
 
+from ..lattice import FAMILY as LATTICE
+
 __all__ = ["main", "script"]
 
 
 def script(job):
     """The Yosys commands of a job."""
     top = job["top"]
-    reader = "read_rtlil" if job["verilog"].endswith(".il") else "read_verilog"
-    yield f'{reader} "{job["verilog"]}"'
+    reader = "read_rtlil" if job["source"].endswith(".il") else "read_verilog"
+    yield f'{reader} "{job["source"]}"'
     for stage in job["stages"]:
         yield f"setattr -mod -set keep_hierarchy 1 {stage}"
-    if job["family"] == "ecp5":
-        yield f"synth_ecp5 -top {top}"
+    if job["family"] == LATTICE:
+        yield f"synth_{LATTICE} -top {top}"
     else:
         yield f"synth_xilinx -family {job['family']} -flatten -noiopad -noclkbuf -top {top}"
     yield f'write_json "{job["netlist"]}"'

@@ -27,8 +27,8 @@ def stage_modules(verilog, top):
     return {name: f"\\{top}.{name}" for name in found if "." not in name}
 
 
-def synthesise(verilog, top, folder, label, *, family, stages=(), progress=None):
-    """Synthesise the file `verilog` and return (parsed netlist, seconds).
+def synthesise(source, top, folder, label, *, family, stages=(), progress=None):
+    """Synthesise the file `source`, Verilog or RTLIL (`.il`), and return (parsed netlist, seconds).
 
     `stages` are modules that keep their boundaries; everything else is flattened. Log and
     netlist go to `folder`, named after `label`. `progress` is called with the name of
@@ -38,7 +38,7 @@ def synthesise(verilog, top, folder, label, *, family, stages=(), progress=None)
     netlist, log = folder / f"{label}.netlist.json", folder / f"{label}.log"
     netlist.unlink(missing_ok=True)
     job = {
-        "verilog": str(verilog),
+        "source": str(source),
         "top": top,
         "family": family,
         "stages": list(stages),

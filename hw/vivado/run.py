@@ -1,14 +1,9 @@
 """Runs the vendor tool on a folder that `project_files` has filled."""
 
-import contextlib
-import os
-import queue
 import re
 import shutil
-import signal
-import subprocess
-import threading
 
+from ..tool import ToolError, running
 from .reports import ReportError, timing, utilisation
 
 __all__ = ["TOOL", "VivadoError", "available", "run"]
@@ -16,24 +11,14 @@ __all__ = ["TOOL", "VivadoError", "available", "run"]
 TOOL = "vivado"
 """Its name on PATH."""
 
-_GRACE = 2.0
-"""Seconds for the last lines after the tool has ended, and for it to end when it is told to."""
-
 _REPORTS = ("timing.rpt", "utilisation.rpt")
 _STAGE = re.compile(r"^ACCELTCP: (.+)")
 _PHASE = re.compile(r"^Phase [\d.]+ (.+)")
 _VERSION = re.compile(r"\*+ Vivado v?(\S+)")
 
 
-class VivadoError(RuntimeError):
-    """The tool is not there, failed, or left something out; the text is one line.
-
-    figures: what its reports said all the same, None if it had not come so far.
-    """
-
-    def __init__(self, text, figures=None):
-        super().__init__(text)
-        self.figures = figures
+class VivadoError(ToolError):
+    """Vivado's."""
 
 
 def available():
@@ -45,14 +30,16 @@ def run(folder, result, progress=None):
     """Build in `folder`; returns the figures: tool, timing, utilisation.
 
     result: stem of the bitstream and flash image that must come out. `progress` is called with a few words whenever
-    the tool begins something. Raises `VivadoError`. When this is interrupted the tool is ended; what it
+    the tool begins something. Raises `ToolError`. When this is interrupted the tool is ended; what it
     has finished stays for the next run.
     """
+    if not available():
+        raise VivadoError(f"{TOOL} is not on PATH")
     log = folder / "work" / "vivado.log"
     stage, version, errors, figures = "its start", "", [], None
     for name in _REPORTS:  # an earlier run's
         (folder / name).unlink(missing_ok=True)
-    with _tool(folder) as (lines, status):
+    with running(["/bin/sh", str(folder / "build.sh")], "build.sh") as (lines, status):
         for line in lines:
             words = None
             if match := _STAGE.match(line):
@@ -87,57 +74,3 @@ def _figures(folder, version):
         }
     except ReportError as error:
         raise VivadoError(f"{TOOL} left a report that cannot be read: {error} (see {folder})") from None
-
-
-@contextlib.contextmanager
-def _tool(folder):
-    """The running tool: its lines as they come, and a function for its exit status after them.
-
-    It has a process group of its own, which is ended with the block: it starts helpers that would live on, and
-    that may hold its output open.
-    """
-    if not available():
-        raise VivadoError(f"{TOOL} is not on PATH")
-    try:
-        process = subprocess.Popen(
-            ["/bin/sh", str(folder / "build.sh")],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise VivadoError(f"build.sh cannot be run: {error.strerror}") from None
-    lines = queue.SimpleQueue()
-
-    def read():
-        with contextlib.suppress(ValueError):  # closed below
-            for line in process.stdout:
-                lines.put(line.rstrip("\n"))
-        lines.put(None)
-
-    def each():
-        while True:
-            try:
-                line = lines.get(timeout=_GRACE)
-            except queue.Empty:
-                if process.poll() is None:
-                    continue
-                return  # a helper holds the pipe open
-            if line is None:
-                return
-            yield line
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        yield each(), process.wait
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE)
-        reader.join(_GRACE)

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import connect
 from amaranth.sim import Simulator
 
 import boards
-from hw.shell import clock_meter, rgmii_port
+from hw.shell import clock_meter, pins
 from hw.shell.rgmii_port import RgmiiPort
 from hw.stream.beat import BeatLayout
 from hw.stream.fifo import StreamFifo
@@ -63,7 +63,7 @@ def line(frame):
 
 
 def test_frames_in_and_out(pads, monkeypatch):
-    monkeypatch.setattr(rgmii_port.io, "Buffer", _buffers(rgmii_port.io.Buffer))
+    monkeypatch.setattr(pins.io, "Buffer", _buffers(pins.io.Buffer))
     monkeypatch.setattr(clock_meter, "_WINDOW_US", 5)  # for a short test
     pads.rst = Wires("rst", 1)
     dut, over, received, sent = Loop(), [], [], []
