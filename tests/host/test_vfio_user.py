@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import dataclasses
 import itertools
 import mmap
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from acceltcp.abi import pci
 from acceltcp.abi.vfio_user import (
+    CHANNELS,
     HEADER_BYTES,
     Command,
     DeviceInfo,
@@ -28,6 +30,9 @@ from acceltcp.abi.vfio_user import (
     IrqSet,
     RegionAccess,
     RegionInfo,
+    RegionIoFds,
+    SubRegion,
+    SubRegionType,
     Version,
     pack_version_data,
 )
@@ -52,6 +57,7 @@ class Server(threading.Thread):
         self.irqs: dict[int, int] = {}
         self.headers: list[Header] = []
         self.max_fds = 2
+        self.granted: dict[str, object] = {}
         self.ended = threading.Event()
 
     def run(self) -> None:
@@ -92,7 +98,7 @@ class Server(threading.Thread):
 
     def carry_out(self, command: Command, body: bytes, fds: list[int]) -> bytes:
         if command == Command.VERSION:
-            return Version(0, 1).pack() + pack_version_data({"max_msg_fds": self.max_fds})
+            return Version(0, 1).pack() + pack_version_data({"max_msg_fds": self.max_fds, **self.granted})
         if command == Command.DEVICE_GET_INFO:
             return DeviceInfo(16, 3, 9, 5).pack()
         if command == Command.DEVICE_GET_REGION_INFO:
@@ -261,6 +267,136 @@ def test_other_pci_device(server):
     server.config[0:4] = struct.pack("<HH", 0x8086, 0x100E)
     with pytest.raises(DeviceError, match="is PCI device 8086:100e, not 1234:acc7"):
         VfioUserTransport(server.path)
+
+
+# -- a server that means harm: one clear error, whatever it does -----------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "payload", "message"),
+    [
+        (Command.VERSION, b"\0", "version reply that makes no sense"),
+        (Command.VERSION, Version(0, 2).pack(), r"speaks vfio-user 0\.2"),
+        (Command.VERSION, Version(0, 1).pack() + b'{"capabilities": {"max_msg_fds": ' + b"9" * 5000 + b"}}\0", "makes no sense"),
+        (Command.DEVICE_GET_INFO, bytes(15), "no proper answer to DEVICE_GET_INFO: DeviceInfo takes 16 bytes, not 15"),
+        (Command.DEVICE_GET_REGION_INFO, b"", "no proper answer to DEVICE_GET_REGION_INFO"),
+        (Command.DEVICE_GET_IRQ_INFO, b"", "no proper answer to DEVICE_GET_IRQ_INFO"),
+        (Command.REGION_READ, b"", "answered a read of 4 bytes with 0"),
+        (Command.REGION_READ, bytes(20), "answered a read with the data of another one"),
+    ],
+)
+def test_answers_that_are_none(server, command, payload, message):
+    server.override[command] = lambda s, header, body: s.reply(header, payload)
+    with pytest.raises(DeviceError, match=message):
+        VfioUserTransport(server.path)
+
+
+@pytest.mark.parametrize("number", [0, 4095, 1 << 31, (1 << 32) - 1])
+def test_errors_without_a_name(server, number):
+    flags = HeaderFlag.REPLY | HeaderFlag.ERROR
+    transport = VfioUserTransport(server.path)
+    server.override[Command.DEVICE_RESET] = lambda s, header, body: s.link.sendall(
+        Header(header.msg_id, header.command, HEADER_BYTES, flags, number).pack()
+    )
+    with pytest.raises(DeviceError, match=f"refused DEVICE_RESET: error {number}" if number else "no reason given"):
+        transport.reset()
+    assert transport.read32(0) == 0
+    transport.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"msg_id": 0x1234}, "answered message 4660"),
+        ({"command": 4}, "answered DEVICE_RESET as if it were command 4"),
+        ({"flags": 2}, "answered with flags 0x2"),
+        ({"flags": 0x11}, "answered with flags 0x11"),
+        ({"size": 15}, "sent a message of 15 bytes"),
+        ({"size": 1 << 31}, "sent a message of 2147483648 bytes"),
+    ],
+)
+def test_headers_that_are_none_of_a_reply(server, change, message):
+    transport = VfioUserTransport(server.path)
+    server.override[Command.DEVICE_RESET] = lambda s, header, body: s.link.sendall(
+        dataclasses.replace(Header(header.msg_id, header.command, HEADER_BYTES, HeaderFlag.REPLY), **change).pack()
+    )
+    with pytest.raises(DeviceLostError, match=message):
+        transport.reset()
+    with pytest.raises(DeviceLostError):
+        transport.check()
+    transport.close()
+
+
+def test_commands_without_end(server):
+    """Neither a look for the device's end nor a wait for an answer goes on for ever."""
+    transport = VfioUserTransport(server.path, timeout=0.5)
+    flood = Header(7, Command.DMA_READ, HEADER_BYTES, HeaderFlag.NO_REPLY).pack() * 500
+    server.link.sendall(flood)
+    with pytest.raises(DeviceLostError, match="64 commands at once"):
+        transport.check()
+    transport.close()
+
+
+def test_second_client_is_told_why(tmp_path):
+    path = str(tmp_path / "nic.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        threading.Thread(target=lambda: listener.accept()[0].close(), daemon=True).start()
+        with pytest.raises(DeviceLostError, match="Perhaps another driver has it"):
+            VfioUserTransport(path)
+
+
+def test_shared_memory_cannot_be_cut_short(server):
+    """A process that touches what is gone dies of SIGBUS."""
+    transport = VfioUserTransport(server.path)
+    region = transport.map_memory(8192)
+    _, fd = server.maps[0]
+    for size in (0, 4096, 16384):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, size)
+    region.view[8191] = 1
+    with mmap.mmap(fd, 8192) as theirs:
+        assert theirs[8191] == 1
+    transport.close()
+
+
+@pytest.mark.parametrize("what", ["nothing", "file", "datagrams"])
+def test_channels_that_are_none(server, what):
+    fds = {
+        "nothing": list,
+        "file": lambda: [os.memfd_create("x")],
+        "datagrams": lambda: [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach()],
+    }[what]()
+    size = RegionIoFds.byte_size + SubRegion.byte_size
+    body = RegionIoFds(size, 0, 0, 1).pack() + SubRegion(0, 65536, 0, SubRegionType.CHANNEL).pack()
+
+    def answer(s, header, request):
+        message = Header(header.msg_id, header.command, HEADER_BYTES + len(body), HeaderFlag.REPLY).pack() + body
+        socket.send_fds(s.link, [message], fds)
+
+    server.granted[CHANNELS] = True
+    server.override[Command.DEVICE_GET_REGION_IO_FDS] = answer
+    transport = VfioUserTransport(server.path)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(DeviceError, match="gave no channel"):
+        transport.share(4096)
+    assert len(os.listdir("/proc/self/fd")) == before + 2  # the memory, mapped here and kept by the test's server
+    assert transport.read32(0) == 0
+    transport.close()
+    for fd in fds:
+        os.close(fd)
+
+
+def test_long_reads_keep_to_the_limit(server):
+    server.granted["max_data_xfer_size"] = 10
+    transport = VfioUserTransport(server.path)
+    for i in range(5):
+        transport.write32(0x8000 + 4 * i, i)
+    before = len(server.headers)
+    assert transport.read_block(0x8000, 5) == [0, 1, 2, 3, 4]
+    assert [header.command for header in server.headers[before:]].count(Command.REGION_READ) == 3
+    transport.close()
 
 
 # -- specifications ------------------------------------------------------------------------

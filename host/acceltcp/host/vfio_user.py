@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import select
 import socket
 import struct
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from acceltcp.abi import pci
 from acceltcp.abi.vfio_user import (
     CHANNELS,
     HEADER_BYTES,
+    MAX_DATA_XFER_SIZE_DEFAULT,
     MAX_MSG_FDS_DEFAULT,
     VERSION_MAJOR,
     VERSION_MINOR,
@@ -68,14 +72,36 @@ _WRITE32 = struct.Struct(Header.format.format + RegionAccess.format.format.lstri
 _READ32 = struct.Struct(Header.format.format + RegionAccess.format.format.lstrip("="))
 _REPLY32 = _WRITE32
 
+_MESSAGE_BYTES_MAX = MAX_DATA_XFER_SIZE_DEFAULT + 256
+"""Longest message that is taken: a full data transfer and its headers."""
+
+_UNASKED_MAX = 64
+"""Commands of the device that are refused in one look for them; one that sends more does not mean to stop."""
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+"""Who gets the memory's descriptor must not cut it short: we would die of touching what is gone."""
+
+_Layout = TypeVar("_Layout", DeviceInfo, RegionInfo, IrqInfo)
+
 
 class VfioUserTransport(Transport):
     """A device behind the UNIX socket at `path`.
 
     timeout: seconds within which each reply has to come.
+    connect: makes the connection, from the path and the time-out.
     """
 
-    def __init__(self, path: str, *, timeout: float = 10.0, description: str | None = None) -> None:
+    _transfer_max = MAX_DATA_XFER_SIZE_DEFAULT
+    """Most bytes of one access."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        timeout: float = 10.0,
+        description: str | None = None,
+        connect: Callable[[str, float], socket.socket] | None = None,
+    ) -> None:
         self.description = description or f"vfio-user:{path}"
         self._timeout = timeout
         self._msg_id = 0
@@ -86,7 +112,7 @@ class VfioUserTransport(Transport):
         self._lost: str | None = None
         self._early = b""
         self._has_channels = False
-        self._begin(_connect(path, timeout))
+        self._begin((connect or _connect)(path, timeout))
         try:
             self._negotiate()
             self._identify()
@@ -104,24 +130,27 @@ class VfioUserTransport(Transport):
     def _negotiate(self) -> None:
         ours = Version(VERSION_MAJOR, VERSION_MINOR)
         capabilities = pack_version_data({"max_msg_fds": 8, CHANNELS: True})
-        reply = self._request(Command.VERSION, ours.pack() + capabilities)
+        try:
+            reply = self._request(Command.VERSION, ours.pack() + capabilities)
+        except DeviceLostError as error:
+            raise DeviceLostError(f"{error} Perhaps another driver has it: it takes one at a time.") from None
         try:
             theirs = Version.unpack(reply)
             granted = unpack_version_data(bytes(reply[Version.byte_size :]))
         except ValueError as error:
             raise DeviceError(f"{self.description} sent a version reply that makes no sense: {error}.") from None
-        if theirs.major != VERSION_MAJOR:
+        if theirs.major != VERSION_MAJOR or theirs.minor > VERSION_MINOR:
             raise DeviceError(
                 f"{self.description} speaks vfio-user {theirs.major}.{theirs.minor}, "
                 f"this driver {VERSION_MAJOR}.{VERSION_MINOR}."
             )
-        fds = granted.get("max_msg_fds", MAX_MSG_FDS_DEFAULT)
-        if isinstance(fds, int) and fds >= 1:
-            self._max_fds = min(fds, 64)
+        self._max_fds = _limit(granted.get("max_msg_fds"), 1, MAX_MSG_FDS_DEFAULT, 64)
+        default = MAX_DATA_XFER_SIZE_DEFAULT
+        self._transfer_max = _limit(granted.get("max_data_xfer_size"), 4, default, default)
         self._has_channels = granted.get(CHANNELS) is True
 
     def _identify(self) -> None:
-        info = DeviceInfo.unpack(self._request(Command.DEVICE_GET_INFO, DeviceInfo(DeviceInfo.byte_size).pack()))
+        info = self._ask(Command.DEVICE_GET_INFO, DeviceInfo(DeviceInfo.byte_size))
         if not info.flags & DeviceFlag.PCI:
             raise DeviceError(f"{self.description} is not a PCI device.")
         self._can_reset = bool(info.flags & DeviceFlag.RESET)
@@ -142,39 +171,49 @@ class VfioUserTransport(Transport):
         value = struct.pack("<H", command | _PCI_COMMAND_MEMORY_AND_BUS_MASTER)
         access = RegionAccess(_PCI_COMMAND, Region.CONFIG, len(value))
         self._request(Command.REGION_WRITE, access.pack() + value)
-        vectors = self._request(
-            Command.DEVICE_GET_IRQ_INFO, IrqInfo(IrqInfo.byte_size, 0, Irq.MSIX).pack()
-        )
-        self._vectors = IrqInfo.unpack(vectors).count
+        self._vectors = self._ask(Command.DEVICE_GET_IRQ_INFO, IrqInfo(IrqInfo.byte_size, 0, Irq.MSIX)).count
+
+    def _ask(self, command: Command, request: _Layout) -> _Layout:
+        """A command whose request and reply have the same layout."""
+        reply = self._request(command, request.pack())
+        try:
+            return type(request).unpack(reply)
+        except ValueError as error:
+            raise DeviceError(f"{self.description} gave no proper answer to {command.name}: {error}.") from None
 
     def _region_info(self, region: Region) -> RegionInfo:
-        request = RegionInfo(RegionInfo.byte_size, 0, region)
-        return RegionInfo.unpack(self._request(Command.DEVICE_GET_REGION_INFO, request.pack()))
+        return self._ask(Command.DEVICE_GET_REGION_INFO, RegionInfo(RegionInfo.byte_size, 0, region))
 
     def _region_read(self, region: Region, offset: int, count: int) -> bytes:
-        access = RegionAccess(offset, region, count)
-        reply = self._request(Command.REGION_READ, access.pack())
-        data = bytes(reply[RegionAccess.byte_size :])
-        if len(data) != count:
-            raise DeviceError(f"{self.description} answered a read of {count} bytes with {len(data)}.")
-        return data
+        access = RegionAccess(offset, region, count).pack()
+        reply = self._request(Command.REGION_READ, access)
+        return self._data(reply, access, count)
+
+    def _data(self, reply: bytes, access: bytes, count: int) -> bytes:
+        """The data in the reply to a read."""
+        at = RegionAccess.byte_size
+        if len(reply) != at + count:
+            raise DeviceError(f"{self.description} answered a read of {count} bytes with {max(len(reply) - at, 0)}.")
+        if reply[:at] != access:
+            raise DeviceError(f"{self.description} answered a read with the data of another one.")
+        return reply[at:]
 
     # -- the seam ----------------------------------------------------------------------
 
     def read32(self, offset: int) -> int:
         msg_id = self._msg_id = (self._msg_id + 1) & 0xFFFF
-        self._send(
-            _READ32.pack(
-                msg_id, Command.REGION_READ, _READ32.size, HeaderFlag.COMMAND, 0, offset, pci.BAR_REGISTERS, 4
-            )
+        request = _READ32.pack(
+            msg_id, Command.REGION_READ, _READ32.size, HeaderFlag.COMMAND, 0, offset, pci.BAR_REGISTERS, 4
         )
+        self._send(request)
         reply = self._receive_reply(msg_id, Command.REGION_READ)
-        if len(reply) != _REPLY32.size - HEADER_BYTES:
-            raise DeviceError(f"{self.description} answered a register read with {len(reply)} bytes.")
-        return int.from_bytes(reply[RegionAccess.byte_size :], "little")
+        return int.from_bytes(self._data(reply, request[HEADER_BYTES:], 4), "little")
 
     def read_block(self, offset: int, count: int) -> list[int]:
-        return list(struct.unpack(f"<{count}I", self._region_read(Region(pci.BAR_REGISTERS), offset, 4 * count)))
+        data, end, most = b"", offset + 4 * count, self._transfer_max & ~3
+        for at in range(offset, end, most):
+            data += self._region_read(Region(pci.BAR_REGISTERS), at, min(most, end - at))
+        return list(struct.unpack(f"<{count}I", data))
 
     def write32(self, offset: int, value: int) -> None:
         msg_id = self._msg_id = (self._msg_id + 1) & 0xFFFF
@@ -187,9 +226,10 @@ class VfioUserTransport(Transport):
 
     def map_memory(self, size: int) -> DmaRegion:
         size = align_up(size, PAGE)
-        fd = os.memfd_create("acceltcp-dma", os.MFD_CLOEXEC)
+        fd = os.memfd_create("acceltcp-dma", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, size)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             mapping = mmap.mmap(fd, size)
             address = self._next_iova
             request = DmaMap(DmaMap.byte_size, DmaFlag.READ | DmaFlag.WRITE, 0, address, size)
@@ -224,11 +264,13 @@ class VfioUserTransport(Transport):
         size = RegionIoFds.byte_size + SubRegion.byte_size
         request = RegionIoFds(size, 0, pci.BAR_REGISTERS).pack()
         reply, fds = self._request_fds(Command.DEVICE_GET_REGION_IO_FDS, request, 1)
-        if len(reply) != size or len(fds) != 1 or SubRegion.unpack(reply, RegionIoFds.byte_size).type != SubRegionType.CHANNEL:
-            for fd in fds:
-                os.close(fd)
+        link = _stream_socket(fds[0]) if fds else None
+        if link is None:
             raise DeviceError(f"{self.description} gave no channel.")
-        return _Channel(socket.socket(fileno=fds[0]), region, self._eventfds, self._timeout, self.description)
+        if len(reply) != size or SubRegion.unpack(reply, RegionIoFds.byte_size).type != SubRegionType.CHANNEL:
+            link.close()
+            raise DeviceError(f"{self.description} gave no channel.")
+        return _Channel(link, region, self._eventfds, self._timeout, self.description)
 
     def fileno(self) -> int | None:
         return self._socket.fileno() if self._socket is not None else None
@@ -239,10 +281,14 @@ class VfioUserTransport(Transport):
         if self._lost is not None:
             raise DeviceLostError(f"{self.description} went away: {self._lost}.")
         # Nothing is outstanding now, so what comes is the end, or a command that we refuse.
-        while self._poll.poll(0):
-            header, _ = self._receive_message(time.monotonic() + self._timeout)
+        deadline = time.monotonic() + self._timeout
+        for _ in range(_UNASKED_MAX):
+            if not self._poll.poll(0):
+                return
+            header, _ = self._receive_message(deadline)
             if not self._refuse(header):
                 raise self._lose(f"it answered message {header.msg_id}, which nobody asked")
+        raise self._lose(f"it sent {_UNASKED_MAX} commands at once, but has none to give")
 
     def close(self) -> None:
         if self._socket is not None:
@@ -271,7 +317,7 @@ class VfioUserTransport(Transport):
         self._send(command_message(msg_id, command, payload))
         assert self._socket is not None
         if not self._poll.poll(self._timeout * 1000):
-            raise self._lose(f"it did not answer within {self._timeout:g} s")
+            raise self._late()
         try:  # they come with the first byte of the reply
             peeked, fds, _, _ = socket.recv_fds(self._socket, 1, most, socket.MSG_CMSG_CLOEXEC)
         except OSError as error:
@@ -287,6 +333,10 @@ class VfioUserTransport(Transport):
     def _lose(self, reason: str) -> DeviceLostError:
         self._lost = reason
         return DeviceLostError(f"{self.description} went away: {reason}.")
+
+    def _late(self) -> DeviceTimeoutError:
+        self._lost = f"it did not answer within {self._timeout:g} s"
+        return DeviceTimeoutError(f"{self.description} did not answer within {self._timeout:g} s.")
 
     def _send(self, message: bytes, fds: list[int] | None = None) -> None:
         if self._socket is None or self._lost is not None:
@@ -310,8 +360,7 @@ class VfioUserTransport(Transport):
         while len(data) < count:
             left = deadline - time.monotonic()
             if left <= 0 or not self._poll.poll(left * 1000 + 1):
-                self._lost = f"it did not answer within {self._timeout:g} s"
-                raise DeviceTimeoutError(f"{self.description} did not answer within {self._timeout:g} s.")
+                raise self._late()
             try:
                 part = self._socket.recv(count - len(data))
             except OSError as error:
@@ -323,7 +372,7 @@ class VfioUserTransport(Transport):
 
     def _receive_message(self, deadline: float) -> tuple[Header, bytes]:
         header = Header.unpack(self._receive_exactly(HEADER_BYTES, deadline))
-        if not HEADER_BYTES <= header.size <= 1 << 20:
+        if not HEADER_BYTES <= header.size <= _MESSAGE_BYTES_MAX:
             raise self._lose(f"it sent a message of {header.size} bytes")
         return header, self._receive_exactly(header.size - HEADER_BYTES, deadline)
 
@@ -345,8 +394,12 @@ class VfioUserTransport(Transport):
                 continue
             if header.msg_id != msg_id:
                 raise self._lose(f"it answered message {header.msg_id}, but {msg_id} was asked")
+            if header.command != command:
+                raise self._lose(f"it answered {command.name} as if it were command {header.command}")
+            if header.flags & ~HeaderFlag.ERROR != HeaderFlag.REPLY:
+                raise self._lose(f"it answered with flags {header.flags:#x}, which are none of a reply")
             if header.flags & HeaderFlag.ERROR:
-                reason = os.strerror(header.error) if header.error else "no reason given"
+                reason = _reason(header.error)
                 raise DeviceError(f"{self.description} refused {command.name}: {reason}.")
             return body
 
@@ -394,6 +447,33 @@ class _Channel(VfioUserTransport):
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _limit(value: object, least: int, default: int, most: int) -> int:
+    """A limit that the other side names; what makes no sense counts as not named."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        return default
+    return min(value, most)
+
+
+def _reason(number: int) -> str:
+    """An errno of the other side in words."""
+    if not number:
+        return "no reason given"
+    return os.strerror(number) if number in errno.errorcode else f"error {number}"
+
+
+def _stream_socket(fd: int) -> socket.socket | None:
+    """The descriptor as a stream socket of this machine; closed and None if it is something else."""
+    try:
+        link = socket.socket(fileno=fd)
+    except OSError:
+        os.close(fd)
+        return None
+    if link.family == socket.AF_UNIX and link.type == socket.SOCK_STREAM:
+        return link
+    link.close()
+    return None
 
 
 def _connect(path: str, timeout: float) -> socket.socket:
