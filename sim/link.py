@@ -25,12 +25,15 @@ class EndOfLinkError(Exception):
 class Link:
     """A non-blocking stream socket that carries vfio-user messages.
 
+    fds_max: most descriptors that a message may bring along, up to `FDS_MAX`.
+
     `OSError` of the socket comes out of every method that uses it.
     """
 
-    def __init__(self, link: socket.socket) -> None:
+    def __init__(self, link: socket.socket, fds_max: int = FDS_MAX) -> None:
         link.setblocking(False)
         self._socket = link
+        self._fds_max = fds_max
         self._parser = MessageParser()
         self._out: deque[tuple[bytearray, list[int]]] = deque()
         """What has to be sent, with the descriptors that go along with its first byte."""
@@ -47,7 +50,7 @@ class Link:
         """
         try:
             data, ancillary, flags, _ = self._socket.recvmsg(
-                self._parser.wanted, socket.CMSG_SPACE(4 * FDS_MAX), socket.MSG_CMSG_CLOEXEC
+                self._parser.wanted, socket.CMSG_SPACE(4 * self._fds_max), socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return None
@@ -55,13 +58,13 @@ class Link:
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-        # Even too many are taken over here, so that they get closed.
-        messages = self._parser.feed(data, fds) if data else []
-        if flags & socket.MSG_CTRUNC:
-            raise ProtocolError(f"a message must have at most {FDS_MAX} descriptors")
+        if flags & socket.MSG_CTRUNC:  # those that found room are ours already
+            for fd in fds:
+                os.close(fd)
+            raise ProtocolError(f"a message must have at most {self._fds_max} descriptors")
         if not data:
             raise EndOfLinkError
-        return messages
+        return self._parser.feed(data, fds)
 
     def put(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Queue a reply; its descriptors are closed once sent. Raises `ProtocolError` when too much waits."""

@@ -12,24 +12,16 @@ vector without eventfd is lost, as it is while MSI-X is off.
 from __future__ import annotations
 
 import os
-import select
-import stat
 import struct
 
 from acceltcp.abi.pci import BAR_MSIX_BYTES, MSIX_ENTRY_BYTES, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET
 
-__all__ = ["Msix", "is_eventfd"]
+from .eventfd import signal_eventfd
+
+__all__ = ["Msix"]
 
 CONTROL_OFFSET = 12
 MASKED = 1
-
-
-def is_eventfd(fd: int) -> bool:
-    """Whether the descriptor is an eventfd."""
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
-    except OSError:
-        return not stat.S_ISREG(os.fstat(fd).st_mode)  # no /proc: believe anything that is no file
 
 
 class Msix:
@@ -105,11 +97,7 @@ class Msix:
         if eventfd is None or not self._pending[vector] or self.is_masked(vector):
             return
         self._pending[vector] = False
-        # An eventfd that the client has filled up must not block us: it is signalled already.
-        poll = select.poll()
-        poll.register(eventfd, select.POLLOUT)
-        if poll.poll(0):
-            os.write(eventfd, b"\1\0\0\0\0\0\0\0")
+        signal_eventfd(eventfd)
         self.delivered += 1
 
     def read(self, offset: int, count: int) -> bytes:

@@ -21,6 +21,7 @@ import os
 import select
 import socket
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,8 +42,9 @@ from acceltcp.abi.vfio_user import (
 )
 
 from .config_space import CONFIG_BYTES, ConfigSpace
+from .eventfd import is_eventfd
 from .link import EndOfLinkError, Link
-from .msix import Msix, is_eventfd
+from .msix import Msix
 from .protocol import FDS_MAX, Message, ProtocolError
 
 __all__ = ["Device", "PciDevice", "RefusedError", "Server", "SocketInUseError"]
@@ -51,8 +53,19 @@ log = logging.getLogger("acceltcp.sim")
 
 PAGE = 4096
 DMA_MAPS_MAX = 16384
+DMA_BYTES_MAX = 1 << 44
+"""Most memory of a client that is mapped at a time: room in our own address space must remain, whatever its files say."""
+
+POSTED_WRITES_MAX = 256
+"""Writes that may wait before the core; who posts more waits until they are done."""
+
 CHANNELS_MAX = 128
 MESSAGES_PER_TURN = 256
+TURN_SECONDS = 0.02
+"""Time after which others get their turn, though commands may wait: a long access alone takes as long."""
+
+HANDSHAKE_SECONDS = 10.0
+"""Time that a client has to negotiate the version: who says nothing must not keep others away."""
 
 
 _REGION_AT = vfio.RegionAccess.byte_size - 8
@@ -109,7 +122,10 @@ class PciDevice:
         """Descriptors that go along with the reply that `execute` has returned; whoever sends it closes them."""
         self._channels = False
         self._bus_master = False
-        self._warned = False
+        self._mapped: dict[int, int] = {}
+        """Bytes by bus address of the mappings with a descriptor."""
+        self._posted = 0
+        """Writes that the core may not have seen."""
         self._commands: dict[int, Callable[[Message], bytes]] = {
             Command.VERSION: self._version,
             Command.DMA_MAP: self._dma_map,
@@ -129,7 +145,7 @@ class PciDevice:
 
     def disconnect(self) -> None:
         """The client has gone: as after power-on."""
-        self.device.unmap_all()
+        self._unmap_all()
         self.msix.close()
         self.config.reset()
         self.version = None
@@ -233,24 +249,33 @@ class PciDevice:
         if fd >= 0:
             mode = os.fstat(fd).st_mode
             _need(stat.S_ISREG(mode) or stat.S_ISCHR(mode), "memory must be a file or a device")
+            room = DMA_BYTES_MAX - sum(self._mapped.values())
+            _need(request.size <= room, f"there is room for {room} more bytes, not {request.size}", errno.ENOMEM)
         try:
             self.device.map_file(request.address, request.size, fd, request.offset, request.flags)
         except OSError as error:
             raise RefusedError(error.errno or errno.EINVAL, str(error)) from error
+        if fd >= 0:
+            self._mapped[request.address] = request.size
         return b""
+
+    def _unmap_all(self) -> None:
+        self.device.unmap_all()
+        self._mapped.clear()
 
     def _dma_unmap(self, message: Message) -> bytes:
         request = self._exact(vfio.DmaUnmap, message)
         _need(request.argsz >= vfio.DmaUnmap.byte_size, f"argsz must be at least 24, not {request.argsz}")
         if request.flags == DmaUnmapFlag.ALL:
             _need(request.address == request.size == 0, "to unmap everything, address and size must be 0")
-            self.device.unmap_all()
+            self._unmap_all()
         else:
             _need(request.flags == 0, f"flags must be 0 or {DmaUnmapFlag.ALL:#x}, not {request.flags:#x}")
             try:
                 self.device.unmap(request.address, request.size)
             except OSError as error:
                 raise RefusedError(error.errno or errno.EINVAL, str(error)) from error
+            self._mapped.pop(request.address, None)
         return message.payload
 
     def _device_info(self, message: Message) -> bytes:
@@ -381,13 +406,18 @@ class PciDevice:
 
     def _read_registers(self, offset: int, count: int) -> bytes:
         first = offset & ~3
-        data = b""
+        data = bytearray()
         for at in range(first, offset + count, 4):
-            try:
-                data += self.device.read(at).to_bytes(4, "little")
-            except OSError as error:
-                raise RefusedError(errno.EIO, str(error)) from error
-        return data[offset - first : offset - first + count]
+            data += self._read_register(at).to_bytes(4, "little")
+        return bytes(data[offset - first : offset - first + count])
+
+    def _read_register(self, at: int) -> int:
+        try:
+            value = self.device.read(at)
+        except OSError as error:
+            raise RefusedError(errno.EIO, str(error)) from error
+        self._posted = 0  # a read comes after all writes before it
+        return value
 
     def _region_write(self, message: Message) -> bytes:
         size = vfio.RegionAccess.byte_size
@@ -435,7 +465,10 @@ class PciDevice:
                 if 0 <= index < len(data):
                     value |= data[index] << 8 * lane
                     strobe |= 1 << lane
+            if self._posted >= POSTED_WRITES_MAX:
+                self._read_register(0)
             self.device.write(at, value, strobe)
+            self._posted += 1
 
     def _apply_config(self) -> None:
         self._bus_master = self.config.bus_master
@@ -446,6 +479,7 @@ class PciDevice:
     def _reset_core(self) -> None:
         # As after VFIO's reset: the core is new; configuration space, mappings and eventfds stay.
         self.device.reset()
+        self._posted = 0
         self.msix.reset()
         self.msix.function_masked = self.config.function_masked
 
@@ -475,6 +509,7 @@ class Server:
         self.path = str(path)
         self.pci = pci_device
         self._client: Link | None = None
+        self._handshake_by = 0.0
         self._channels: list[Link] = []
         pci_device.new_channel = self._new_channel
         self.clients = 0
@@ -486,6 +521,7 @@ class Server:
             if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
                 raise SocketInUseError(errno.EEXIST, f"{self.path} is there already and is no socket")
             with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(1.0)  # its owner may be stuck
                 try:
                     probe.connect(self.path)
                 except OSError as error:
@@ -528,6 +564,7 @@ class Server:
     def handle(self) -> bool:
         """Do what there is to do, without waiting. True if anything was done."""
         done = self._serve_client()
+        self._hurry()
         for channel in list(self._channels):
             done = self._serve_channel(channel) or done
         return self._accept() or done
@@ -536,7 +573,7 @@ class Server:
         if len(self._channels) >= CHANNELS_MAX:
             raise OSError(errno.ENOSPC, f"there are {CHANNELS_MAX} channels already")
         ours, theirs = socket.socketpair()
-        self._channels.append(Link(ours))
+        self._channels.append(Link(ours, fds_max=0))
         return theirs.detach()
 
     def _accept(self) -> bool:
@@ -554,15 +591,23 @@ class Server:
             client.close()
             return True
         self._client = Link(client)
+        self._handshake_by = time.monotonic() + HANDSHAKE_SECONDS
         self.clients += 1
         log.info("client connected to %s", self.path)
         return True
 
+    def _hurry(self) -> None:
+        """End a client that takes too long to say its version."""
+        if self._client is not None and self.pci.version is None and time.monotonic() > self._handshake_by:
+            log.warning("closing the connection on %s: no version within %g s", self.path, HANDSHAKE_SECONDS)
+            self.drop()
+
     def _serve_client(self) -> bool:
         done = False
+        until = time.monotonic() + TURN_SECONDS
         for _ in range(MESSAGES_PER_TURN):
             link = self._client
-            if link is None:
+            if link is None or (done and time.monotonic() > until):
                 break
             try:
                 if not link.flush() or (messages := link.receive()) is None:
@@ -585,8 +630,9 @@ class Server:
 
     def _serve_channel(self, channel: Link) -> bool:
         done = False
+        until = time.monotonic() + TURN_SECONDS
         for _ in range(MESSAGES_PER_TURN):
-            if channel not in self._channels:  # it went with the client
+            if channel not in self._channels or (done and time.monotonic() > until):  # it went with the client, or waits
                 break
             try:
                 if not channel.flush() or (messages := channel.receive()) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -87,11 +88,21 @@ def test_only_registers(client: Client) -> None:
 @pytest.mark.parametrize("command", [Command.VERSION, Command.DEVICE_RESET, Command.DMA_MAP, Command.REGION_WRITE_MULTI, 99])
 def test_anything_else_ends_the_channel_alone(client: Client, command: int) -> None:
     link, other = channel(client), channel(client)
-    memory = os.memfd_create("x")
-    link.post(command, bytes(32), [memory])
+    link.post(command, bytes(32))
     assert link.socket.recv(1) == b""
     client.write32(0x1C, 9)
     assert scratch(other) == scratch(client) == 9
+
+
+def test_descriptors_end_the_channel_alone(client: Client) -> None:
+    link, other = channel(client), channel(client)
+    memory = os.memfd_create("x")
+    before = len(os.listdir("/proc/self/fd"))
+    link.post(Command.REGION_READ, vfio.RegionAccess(0, 0, 4).pack(), [memory])
+    with contextlib.suppress(ConnectionResetError):
+        assert link.socket.recv(1) == b""
+    assert scratch(other) == scratch(client) == 0
+    assert len(os.listdir("/proc/self/fd")) < before
     os.close(memory)
 
 
