@@ -162,7 +162,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "shell_set_settle": (None, (c_void_p, c_uint32)),
     "shell_map": (c_int, (c_void_p, c_uint64, c_uint64, c_int, c_uint64, c_uint32)),
     "shell_map_pointer": (c_int, (c_void_p, c_uint64, c_uint64, c_void_p, c_uint32)),
-    "shell_unmap": (c_int, (c_void_p, c_uint64, c_uint64)),
+    "shell_unmap": (c_int, (c_void_p, c_uint64, c_uint64, POINTER(c_uint64))),
     "shell_unmap_all": (None, (c_void_p,)),
     "shell_mappings": (c_uint64, (c_void_p,)),
     "shell_set_bus_master": (None, (c_void_p, c_uint32)),
@@ -283,9 +283,11 @@ class Shell:
         """Map memory of this process; the caller keeps it alive until it is unmapped."""
         self._check(self._lib.shell_map_pointer(self._handle, iova, size, pointer, prot))
 
-    def unmap(self, iova: int, size: int) -> None:
-        """Undo exactly one mapping. Raises `ShellError` with `ENOENT`."""
-        self._check(self._lib.shell_unmap(self._handle, iova, size))
+    def unmap(self, iova: int, size: int) -> int:
+        """Undo the mappings within a range; returns how many bytes those had. Raises `ShellError` (`EINVAL`) if it cuts one."""
+        unmapped = c_uint64()
+        self._check(self._lib.shell_unmap(self._handle, iova, size, byref(unmapped)))
+        return unmapped.value
 
     def unmap_all(self) -> None:
         """Undo all mappings."""

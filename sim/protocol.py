@@ -17,8 +17,8 @@ __all__ = ["FDS_MAX", "MESSAGE_BYTES_MAX", "Message", "MessageParser", "Protocol
 MESSAGE_BYTES_MAX = MAX_DATA_XFER_SIZE_DEFAULT + 256
 """Longest message that is taken: a full data transfer and its headers."""
 
-FDS_MAX = 64
-"""Most descriptors in one message."""
+FDS_MAX = 16
+"""Most descriptors in one message; QEMU turns away a server that says more."""
 
 
 class ProtocolError(ValueError):

@@ -1,7 +1,7 @@
 """The command `acceltcp`.
 
-`info`, `stats`, `flows`, `echo`, `http` and `lb` use the driver; `sim`, `bench`, `demo` and `report` hand over to
-packages that come with extras. Errors are sentences on standard error and
+`info`, `stats`, `flows`, `echo`, `http` and `lb` use the driver, `bind` and `unbind` give it a card and take it away;
+`sim`, `vm`, `bench`, `demo` and `report` hand over to packages that come with extras. Errors are sentences on standard error and
 status 1; Ctrl-C ends a server in order.
 """
 
@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from acceltcp import __version__
+from acceltcp.abi import pci
 from acceltcp.abi.registers import COUNTERS, Feature
 from acceltcp.apps import tap as tap_setup
 from acceltcp.apps.echo import echo
@@ -33,6 +34,7 @@ from acceltcp.host import Connection, Device, DeviceError, Nic, format_mac
 from acceltcp.host.control import ControlServer, ask, check_unused, control_path
 from acceltcp.host.flow_table import flow_table
 from acceltcp.host.transport import split_spec
+from acceltcp.host.vfio import bind, parse_bdf, unbind
 from acceltcp.host.workers import Stop, Workers
 
 __all__ = ["main"]
@@ -42,6 +44,7 @@ DEFAULT_ADDRESSES = ("10.0.0.2/24", "fd00::2/64")
 
 _EXTERNAL = {
     "sim": ("sim.cli", "sim", "Serve the simulated NIC as a vfio-user PCI device."),
+    "vm": ("sim.guest.cli", "sim", "Start a Linux guest with the simulated NIC as its card."),
     "bench": ("bench.cli", "dev", "Run a benchmark."),
     "demo": ("sim.demo", "sim", "Show a NIC answering a SYN flood."),
     "report": ("hw.reports", "hw", "Area and timing of the boards built so far, and how two builds differ."),
@@ -104,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         made.add_argument(
             "--device", default=DEFAULT_DEVICE, metavar="SPEC",
-            help="sim:?tap=NAME&width=64&loss=0.01..., vfio-user:PATH, or ethernet:IFACE (default: %(default)s)",
+            help="vfio:BUS:DEVICE.FUNCTION (a card), ethernet:IFACE, vfio-user:PATH, or sim:?tap=NAME&width=64&loss=0.01... (default: %(default)s)",
         )  # fmt: skip
         made.add_argument(
             "--control", type=Path, metavar="PATH",
@@ -158,6 +161,16 @@ def _parser() -> argparse.ArgumentParser:
     balancer = server("lb", _lb, None, "Balance HTTP requests over back ends; the NIC forwards long bodies.")
     balancer.add_argument("--config", type=Path, required=True, metavar="FILE", help="TOML file, see docs/lb.md")
     balancer.add_argument("--json", action="store_true", help="print statistics as the last line, machine-readable; with --workers, a line of each")
+    for name, run, text in (
+        ("bind", _bind, "Give a card to the driver vfio-pci, so that a program may use it."),
+        ("unbind", _unbind, "Take a card from vfio-pci, and give it back to the kernel's own driver, if there is one."),
+    ):
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run, verbose=0)
+        made.add_argument("bdf", metavar="BDF", help=f"its place, like 0000:65:00.0 (lspci -D -d {pci.VENDOR_ID:04x}:{pci.DEVICE_ID:04x})")
+        if run is _bind:
+            made.add_argument("--owner", metavar="USER", help="who may use it without being root")
+            made.add_argument("--force", action="store_true", help="also if it is no AccelTCP NIC")
     for name, (_, _, text) in _EXTERNAL.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
@@ -329,6 +342,23 @@ def _print_columns(headings: list[str], rows: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     for row in (headings, *rows):
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+# -- cards -------------------------------------------------------------------------------
+
+
+def _bind(options: argparse.Namespace) -> int:
+    files = bind(options.bdf, owner=options.owner, force=options.force)
+    bdf = parse_bdf(options.bdf)
+    whose = f", of {options.owner}" if options.owner else ""
+    print(f"{bdf} has the driver vfio-pci now ({', '.join(map(str, files))}{whose}). Try: acceltcp info --device vfio:{bdf}")
+    return 0
+
+
+def _unbind(options: argparse.Namespace) -> int:
+    driver = unbind(options.bdf)
+    print(f"{parse_bdf(options.bdf)} has {f'the driver {driver}' if driver else 'no driver'} now.")
+    return 0
 
 
 # -- servers -----------------------------------------------------------------------------

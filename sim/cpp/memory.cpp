@@ -107,11 +107,20 @@ void Memory::release(const Region& region) {
     if (region.owned) munmap(region.host, region.size);
 }
 
-int Memory::unmap(uint64_t iova, uint64_t size) {
-    const auto found = regions_.find(iova);
-    if (found == regions_.end() || found->second.size != size) return -ENOENT;
-    release(found->second);
-    regions_.erase(found);
+int Memory::unmap(uint64_t iova, uint64_t size, uint64_t* unmapped) {
+    const uint64_t last = iova + size - 1;
+    if (!size || last < iova) return -EINVAL;
+    const auto begin = regions_.lower_bound(iova), end = regions_.upper_bound(last);
+    const auto cut = [&](std::map<uint64_t, Region>::iterator at, uint64_t address) {
+        return at != regions_.begin() && std::prev(at)->first + std::prev(at)->second.size - 1 >= address;
+    };
+    if (cut(begin, iova) || (last + 1 && cut(end, last + 1))) return -EINVAL;
+    *unmapped = 0;
+    for (auto at = begin; at != end; ++at) {
+        *unmapped += at->second.size;
+        release(at->second);
+    }
+    regions_.erase(begin, end);
     last_ = nullptr;
     return 0;
 }

@@ -18,7 +18,7 @@ public:
     // Each returns 0 or a negative errno.
     int map_file(uint64_t iova, uint64_t size, int fd, uint64_t offset, uint32_t prot);
     int map_pointer(uint64_t iova, uint64_t size, void* host, uint32_t prot);
-    int unmap(uint64_t iova, uint64_t size);
+    int unmap(uint64_t iova, uint64_t size, uint64_t* unmapped);  // all regions in the range; none may be cut
     void unmap_all();
     uint64_t count() const { return regions_.size(); }
 

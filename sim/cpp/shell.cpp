@@ -594,10 +594,10 @@ int shell_map_pointer(Shell* shell, uint64_t iova, uint64_t size, void* host, ui
                        (unsigned long long)iova, strerror(-error));
 }
 
-int shell_unmap(Shell* shell, uint64_t iova, uint64_t size) {
-    const int error = shell->memory.unmap(iova, size);
+int shell_unmap(Shell* shell, uint64_t iova, uint64_t size, uint64_t* unmapped) {
+    const int error = shell->memory.unmap(iova, size, unmapped);
     if (!error) return 0;
-    return shell->fail(error, "no mapping of %llu bytes at 0x%llx", (unsigned long long)size,
+    return shell->fail(error, "%llu bytes at 0x%llx are not whole mappings", (unsigned long long)size,
                        (unsigned long long)iova);
 }
 

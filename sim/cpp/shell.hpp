@@ -111,7 +111,8 @@ void shell_set_settle(Shell* shell, uint32_t cycles);
 // without memory behind it. Overlap is -EEXIST; the descriptor may be closed afterwards.
 int shell_map(Shell* shell, uint64_t iova, uint64_t size, int fd, uint64_t offset, uint32_t prot);
 int shell_map_pointer(Shell* shell, uint64_t iova, uint64_t size, void* host, uint32_t prot);
-int shell_unmap(Shell* shell, uint64_t iova, uint64_t size);
+// Undoes every mapping within the range and says how many bytes those had; -EINVAL if the range cuts one.
+int shell_unmap(Shell* shell, uint64_t iova, uint64_t size, uint64_t* unmapped);
 void shell_unmap_all(Shell* shell);
 uint64_t shell_mappings(const Shell* shell);
 // While off, every access is refused as by a bridge above a device that is no bus master.

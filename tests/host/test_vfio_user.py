@@ -406,7 +406,7 @@ def test_long_reads_keep_to_the_limit(server):
     ("spec", "message"),
     [
         ("eth0", "given as SCHEME:..., like 'sim:.tap=acc0', not 'eth0'"),
-        ("usb:1", "There is no kind of device 'usb:'; known are vfio-user:, sim:, ethernet:"),
+        ("usb:1", "There is no kind of device 'usb:'; known are vfio:, vfio-user:, sim:, ethernet:"),
         ("vfio-user:", "with the path of its socket"),
         ("vfio-user:/nonexistent/nic.sock", "There is no device at /nonexistent/nic.sock: no such socket"),
         ("vfio-user:/tmp?x=1", "takes no options"),

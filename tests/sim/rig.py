@@ -45,10 +45,12 @@ class FakeDevice:
             raise FileExistsError(17, "overlap")
         self.regions[iova] = size
 
-    def unmap(self, iova: int, size: int) -> None:
-        if self.regions.get(iova) != size:
-            raise FileNotFoundError(2, "no such mapping")
-        del self.regions[iova]
+    def unmap(self, iova: int, size: int) -> int:
+        within = [at for at, length in self.regions.items() if iova <= at and at + length <= iova + size]
+        touched = [at for at, length in self.regions.items() if iova < at + length and at < iova + size]
+        if size == 0 or within != touched:
+            raise OSError(22, "cuts a mapping")
+        return sum(self.regions.pop(at) for at in within)
 
     def unmap_all(self) -> None:
         self.regions.clear()
@@ -176,9 +178,12 @@ class Client:
         request = vfio.DmaMap(argsz, flags, offset, address, size).pack()
         self.request(Command.DMA_MAP, request, None if fd is None else [fd])
 
-    def unmap(self, address: int, size: int, flags: int = 0) -> None:
-        request = vfio.DmaUnmap(24, flags, address, size).pack()
-        assert self.request(Command.DMA_UNMAP, request) == request
+    def unmap(self, address: int, size: int, flags: int = 0) -> int:
+        """How many bytes had been mapped in that range."""
+        request = vfio.DmaUnmap(24, flags, address, size)
+        reply = vfio.DmaUnmap.unpack(self.request(Command.DMA_UNMAP, request.pack()))
+        assert (reply.argsz, reply.flags, reply.address) == (request.argsz, flags, address)
+        return reply.size
 
     def set_irqs(
         self,

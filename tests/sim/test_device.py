@@ -272,10 +272,18 @@ def test_mapping_rules(shell: Shell) -> None:
     assert bus(shell, 0x4000, 2, pattern=0x61616161) == 0
     assert os.pread(fd, 64, 4096) == b"a" * 64
     os.close(fd)
-    for iova, size in ((0x4000, 4096), (0x5000, 4096), (0x9000, 8192)):
+    for iova, size in (
+        (0x4000, 4096), (0x5000, 4096), (0x3000, 8192), (0x4000, 0), (0x5000, 0x10_0000), (0x7000, (1 << 64) - 0x1000)
+    ):  # fmt: skip
         with pytest.raises(ShellError) as caught:
             shell.unmap(iova, size)
-        assert caught.value.errno == errno.ENOENT
+        assert caught.value.errno == errno.EINVAL, (iova, size)
+    assert shell.unmap(0x9000, 8192) == 0
+    assert shell.mappings == 3
+    assert shell.unmap(0x1000, (1 << 64) - 0x2000) == 8192 + 4096
+    assert shell.unmap((1 << 64) - 4096, 4096) == 4096
+    assert shell.mappings == 0
+    shell.map_file(0x4000, 8192, -1, 0, 3)
     shell.unmap_all()
     assert shell.mappings == 0
 

@@ -369,12 +369,15 @@ def test_dma_map_of_a_read_only_file(client: Client) -> None:
 def test_dma_unmap_refused(client: Client) -> None:
     fd, _ = memory()
     client.map(0x10000, 8192, fd)
-    for address, size in ((0x10000, 4096), (0x11000, 4096), (0, 8192), (0, 0)):
-        refused(errno.ENOENT, client.unmap, address, size)
+    for address, size in ((0x10000, 4096), (0x11000, 4096), (0xF000, 8192), (0, 0), ((1 << 64) - 4096, 8192)):
+        refused(errno.EINVAL, client.unmap, address, size)
     refused(errno.EINVAL, client.unmap, 0x10000, 8192, 1)
     refused(errno.EINVAL, client.unmap, 0x10000, 8192, 2)
     client.map(0x20000, 4096, fd)
-    client.unmap(0, 0, 2)
+    client.map(0x21000, 4096, fd)
+    assert client.unmap(0, 8192) == 0
+    assert client.unmap(0x1F000, 0x4000) == 8192
+    assert client.unmap(0, 0, 2) == 0
     client.map(0x10000, 8192, fd)
     os.close(fd)
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import enum
 import json
-import struct
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any
+
+from .layout import Layout
 
 __all__ = [
     "CHANNELS",
@@ -213,34 +214,8 @@ class FeatureFlag(enum.IntFlag):
     PROBE = 0x4_0000
 
 
-_S = TypeVar("_S", bound="_Struct")
-
-
-class _Struct:
-    """A fixed layout: the fields of the dataclass in order, as `format` says."""
-
-    format: ClassVar[struct.Struct]
-    byte_size: ClassVar[int]
-
-    def __init_subclass__(cls, layout: str, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.format = struct.Struct("=" + layout)
-        cls.byte_size = cls.format.size
-
-    def pack(self) -> bytes:
-        """The fields as bytes. Raises `struct.error` for a value that does not fit."""
-        return self.format.pack(*(getattr(self, field.name) for field in fields(self)))  # type: ignore[arg-type]
-
-    @classmethod
-    def unpack(cls: type[_S], data: Any, offset: int = 0) -> _S:
-        """From the bytes at `offset`. Raises `ValueError` when fewer than `byte_size` are there."""
-        if len(data) - offset < cls.byte_size:
-            raise ValueError(f"{cls.__name__} takes {cls.byte_size} bytes, not {max(len(data) - offset, 0)}")
-        return cls(*cls.format.unpack_from(data, offset))
-
-
 @dataclass(frozen=True)
-class Header(_Struct, layout="HHIII"):
+class Header(Layout, layout="HHIII"):
     """First 16 bytes of every message. `size` counts the whole message, header included."""
 
     msg_id: int
@@ -254,7 +229,7 @@ HEADER_BYTES = Header.byte_size
 
 
 @dataclass(frozen=True)
-class Version(_Struct, layout="HH"):
+class Version(Layout, layout="HH"):
     """VERSION, both ways; JSON version data, NUL-terminated, may follow."""
 
     major: int
@@ -262,7 +237,7 @@ class Version(_Struct, layout="HH"):
 
 
 @dataclass(frozen=True)
-class DmaMap(_Struct, layout="IIQQQ"):
+class DmaMap(Layout, layout="IIQQQ"):
     """DMA_MAP. `argsz` is the size of this layout; the reply has no payload. The memory's
     file descriptor travels with it."""
 
@@ -274,8 +249,9 @@ class DmaMap(_Struct, layout="IIQQQ"):
 
 
 @dataclass(frozen=True)
-class DmaUnmap(_Struct, layout="IIQQ"):
-    """DMA_UNMAP, both ways; must match a mapping exactly."""
+class DmaUnmap(Layout, layout="IIQQ"):
+    """DMA_UNMAP, both ways. All mappings within the range go, as with `<linux/vfio.h>`'s type 1 version 2; the reply's `size` says how many
+    bytes that were. A range that cuts a mapping is refused (EINVAL)."""
 
     argsz: int
     flags: int
@@ -284,7 +260,7 @@ class DmaUnmap(_Struct, layout="IIQQ"):
 
 
 @dataclass(frozen=True)
-class DeviceInfo(_Struct, layout="IIII"):
+class DeviceInfo(Layout, layout="IIII"):
     """DEVICE_GET_INFO, both ways."""
 
     argsz: int
@@ -294,7 +270,7 @@ class DeviceInfo(_Struct, layout="IIII"):
 
 
 @dataclass(frozen=True)
-class RegionInfo(_Struct, layout="IIIIQQ"):
+class RegionInfo(Layout, layout="IIIIQQ"):
     """DEVICE_GET_REGION_INFO, both ways."""
 
     argsz: int
@@ -306,7 +282,7 @@ class RegionInfo(_Struct, layout="IIIIQQ"):
 
 
 @dataclass(frozen=True)
-class RegionIoFds(_Struct, layout="IIII"):
+class RegionIoFds(Layout, layout="IIII"):
     """DEVICE_GET_REGION_IO_FDS, both ways; `count` sub-regions follow in the reply."""
 
     argsz: int
@@ -316,7 +292,7 @@ class RegionIoFds(_Struct, layout="IIII"):
 
 
 @dataclass(frozen=True)
-class SubRegion(_Struct, layout="QQIIIIQ"):
+class SubRegion(Layout, layout="QQIIIIQ"):
     """A part of a region that a descriptor stands for, in the reply to DEVICE_GET_REGION_IO_FDS."""
 
     offset: int
@@ -329,7 +305,7 @@ class SubRegion(_Struct, layout="QQIIIIQ"):
 
 
 @dataclass(frozen=True)
-class IrqInfo(_Struct, layout="IIII"):
+class IrqInfo(Layout, layout="IIII"):
     """DEVICE_GET_IRQ_INFO, both ways."""
 
     argsz: int
@@ -339,7 +315,7 @@ class IrqInfo(_Struct, layout="IIII"):
 
 
 @dataclass(frozen=True)
-class IrqSet(_Struct, layout="IIIII"):
+class IrqSet(Layout, layout="IIIII"):
     """DEVICE_SET_IRQS. `argsz` is its size with the data; `count` bytes follow for DATA_BOOL,
     descriptors travel with it for DATA_EVENTFD; the reply has no payload."""
 
@@ -351,7 +327,7 @@ class IrqSet(_Struct, layout="IIIII"):
 
 
 @dataclass(frozen=True)
-class RegionAccess(_Struct, layout="QII"):
+class RegionAccess(Layout, layout="QII"):
     """REGION_READ and REGION_WRITE, both ways; data follow in the write and the read reply."""
 
     offset: int
@@ -360,14 +336,14 @@ class RegionAccess(_Struct, layout="QII"):
 
 
 @dataclass(frozen=True)
-class RegionWriteMulti(_Struct, layout="Q"):
+class RegionWriteMulti(Layout, layout="Q"):
     """REGION_WRITE_MULTI, both ways; `count` entries follow in the command."""
 
     count: int
 
 
 @dataclass(frozen=True)
-class RegionWriteMultiEntry(_Struct, layout="QII8s"):
+class RegionWriteMultiEntry(Layout, layout="QII8s"):
     """One write of REGION_WRITE_MULTI: up to 8 bytes."""
 
     offset: int
@@ -377,7 +353,7 @@ class RegionWriteMultiEntry(_Struct, layout="QII8s"):
 
 
 @dataclass(frozen=True)
-class DmaTransfer(_Struct, layout="QQ"):
+class DmaTransfer(Layout, layout="QQ"):
     """DMA_READ and DMA_WRITE, from server to client, both ways."""
 
     address: int
@@ -385,7 +361,7 @@ class DmaTransfer(_Struct, layout="QQ"):
 
 
 @dataclass(frozen=True)
-class FeatureRequest(_Struct, layout="II"):
+class FeatureRequest(Layout, layout="II"):
     """DEVICE_FEATURE, both ways; data may follow."""
 
     argsz: int

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DeviceError
+from .vfio.sysfs import parse_bdf
 
 __all__ = ["ControlServer", "ask", "check_unused", "control_path"]
 
 
 def control_path(spec: str) -> Path:
     """Where the user of that device answers, unless told otherwise. A simulated NIC is known by its TAP interfaces, whatever
-    else is said about it, and by the network namespace that they are in: ours.
+    else is said about it, and by the network namespace that they are in: ours. A card is known by its place, however that is written.
 
     Raises `DeviceError` when the folder for it belongs to somebody else.
     """
@@ -39,6 +40,8 @@ def control_path(spec: str) -> Path:
 
 
 def _name(spec: str) -> str:
+    if spec.startswith("vfio:"):
+        return f"vfio:{parse_bdf(spec.removeprefix('vfio:'))}"
     kind, _, options = spec.partition("?")
     taps = [option for option in options.split("&") if option.startswith("tap=")]
     if kind != "sim:" or not taps:

@@ -5,6 +5,7 @@
 
 * `vfio-user:PATH` - a device in another process, behind a UNIX socket;
 * `sim:?tap=acc0&width=64...` - the same, in a process that is started for the occasion;
+* `vfio:BDF` - a card, by the kernel's VFIO;
 * `ethernet:IFACE[,MAC]` - a board without PCI Express behind an Ethernet cable.
 """
 
@@ -112,6 +113,15 @@ def _open_sim(spec: str, stop: Callable[[], bool]) -> Transport:
     return SimulatedTransport(options, description=spec, stop=stop)
 
 
+def _open_vfio(spec: str, stop: Callable[[], bool]) -> Transport:
+    from .vfio import VfioTransport
+
+    _, bdf, options = split_spec(spec)
+    if options:
+        raise DeviceError(f"Device {spec!r} takes no options, only where the card is, like vfio:0000:65:00.0.")
+    return VfioTransport(bdf)
+
+
 def _open_ethernet(spec: str, stop: Callable[[], bool]) -> Transport:
     from .device import parse_mac
     from .ethernet import open_ethernet
@@ -127,7 +137,9 @@ def _open_ethernet(spec: str, stop: Callable[[], bool]) -> Transport:
     return open_ethernet(interface, board, spec)
 
 
-SCHEMES: dict[str, Opener] = {"vfio-user": _open_vfio_user, "sim": _open_sim, "ethernet": _open_ethernet}
+SCHEMES: dict[str, Opener] = {
+    "vfio": _open_vfio, "vfio-user": _open_vfio_user, "sim": _open_sim, "ethernet": _open_ethernet,
+}  # fmt: skip
 """Scheme -> how to open it. Another kind of transport is one more entry."""
 
 

@@ -56,6 +56,7 @@ from acceltcp.abi.vfio_user import (
 
 from .dma import DmaRegion, align_up
 from .errors import DeviceError, DeviceLostError, DeviceTimeoutError
+from .shared_transport import SharedTransport
 from .transport import Transport
 
 __all__ = ["VfioUserTransport"]
@@ -404,44 +405,19 @@ class VfioUserTransport(Transport):
             return body
 
 
-class _Channel(VfioUserTransport):
+class _Channel(SharedTransport, VfioUserTransport):
     """What `share` gives: registers over a channel, a piece of memory, interrupts that somebody else has enabled."""
 
     def __init__(
         self, link: socket.socket, region: DmaRegion, eventfds: list[int], timeout: float, description: str
     ) -> None:
-        self.description = description
+        SharedTransport.__init__(self, description, region, eventfds)
         self._timeout = timeout
         self._msg_id = 0
         self._lost = None
         self._early = b""
-        self._region = region
-        self._used = 0
-        self._eventfds = eventfds
         link.settimeout(timeout)
         self._begin(link)
-
-    def map_memory(self, size: int) -> DmaRegion:
-        size = align_up(size, PAGE)
-        start, end = self._used, self._used + size
-        if end > self._region.size:
-            raise DeviceError(
-                f"{self.description}: this process has {self._region.size} bytes of memory for the device, "
-                f"{self._region.size - start} of them free, which are too few for {size}."
-            )
-        self._used = end
-        return DmaRegion(self._region.view[start:end], self._region.address + start, size)
-
-    def enable_interrupts(self, count: int) -> list[int]:
-        if not 1 <= count <= len(self._eventfds):
-            raise DeviceError(f"{self.description} has {len(self._eventfds)} interrupts enabled, not {count}.")
-        return self._eventfds[:count]
-
-    def reset(self) -> None:
-        raise DeviceError(f"{self.description} is shared: only who opened it can reset it.")
-
-    def share(self, memory: int) -> Transport:
-        raise DeviceError(f"{self.description} is shared: only who opened it can share it.")
 
     def close(self) -> None:
         if self._socket is not None:
