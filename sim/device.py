@@ -165,6 +165,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "shell_unmap": (c_int, (c_void_p, c_uint64, c_uint64, POINTER(c_uint64))),
     "shell_unmap_all": (None, (c_void_p,)),
     "shell_mappings": (c_uint64, (c_void_p,)),
+    "shell_mapped_bytes": (c_uint64, (c_void_p,)),
     "shell_set_bus_master": (None, (c_void_p, c_uint32)),
     "shell_rx": (c_int, (c_void_p, c_uint32, c_char_p, c_uint32, c_uint32)),
     "shell_rx_many": (c_int, (c_void_p, c_uint32, c_char_p, POINTER(c_uint32), c_uint32)),
@@ -297,6 +298,11 @@ class Shell:
     def mappings(self) -> int:
         """How many mappings there are."""
         return int(self._lib.shell_mappings(self._handle))
+
+    @property
+    def mapped_bytes(self) -> int:
+        """How many bytes of files are mapped."""
+        return int(self._lib.shell_mapped_bytes(self._handle))
 
     def set_bus_master(self, on: bool) -> None:
         """While off, every access of the core to memory ends in an error."""

@@ -52,7 +52,8 @@ __all__ = ["Device", "PciDevice", "RefusedError", "Server", "SocketInUseError"]
 log = logging.getLogger("acceltcp.sim")
 
 PAGE = 4096
-DMA_MAPS_MAX = 16384
+DMA_MAPS_MAX = 32768
+"""Half of what Linux lets a process have. A guest without huge pages takes one per page."""
 DMA_BYTES_MAX = 1 << 44
 """Most memory of a client that is mapped at a time: room in our own address space must remain, whatever its files say."""
 
@@ -84,6 +85,8 @@ class Device(Protocol):
     def reset(self) -> None: ...
     @property
     def mappings(self) -> int: ...
+    @property
+    def mapped_bytes(self) -> int: ...
 
 
 class RefusedError(Exception):
@@ -122,8 +125,6 @@ class PciDevice:
         """Descriptors that go along with the reply that `execute` has returned; whoever sends it closes them."""
         self._channels = False
         self._bus_master = False
-        self._mapped: dict[int, int] = {}
-        """Bytes by bus address of the mappings with a descriptor."""
         self._posted = 0
         """Writes that the core may not have seen."""
         self._commands: dict[int, Callable[[Message], bytes]] = {
@@ -145,7 +146,7 @@ class PciDevice:
 
     def disconnect(self) -> None:
         """The client has gone: as after power-on."""
-        self._unmap_all()
+        self.device.unmap_all()
         self.msix.close()
         self.config.reset()
         self.version = None
@@ -249,34 +250,26 @@ class PciDevice:
         if fd >= 0:
             mode = os.fstat(fd).st_mode
             _need(stat.S_ISREG(mode) or stat.S_ISCHR(mode), "memory must be a file or a device")
-            room = DMA_BYTES_MAX - sum(self._mapped.values())
+            room = DMA_BYTES_MAX - self.device.mapped_bytes
             _need(request.size <= room, f"there is room for {room} more bytes, not {request.size}", errno.ENOMEM)
         try:
             self.device.map_file(request.address, request.size, fd, request.offset, request.flags)
         except OSError as error:
             raise RefusedError(error.errno or errno.EINVAL, str(error)) from error
-        if fd >= 0:
-            self._mapped[request.address] = request.size
         return b""
-
-    def _unmap_all(self) -> None:
-        self.device.unmap_all()
-        self._mapped.clear()
 
     def _dma_unmap(self, message: Message) -> bytes:
         request = self._exact(vfio.DmaUnmap, message)
         _need(request.argsz >= vfio.DmaUnmap.byte_size, f"argsz must be at least 24, not {request.argsz}")
         if request.flags == DmaUnmapFlag.ALL:
             _need(request.address == request.size == 0, "to unmap everything, address and size must be 0")
-            self._unmap_all()
+            self.device.unmap_all()
         else:
             _need(request.flags == 0, f"flags must be 0 or {DmaUnmapFlag.ALL:#x}, not {request.flags:#x}")
             try:
                 size = self.device.unmap(request.address, request.size)
             except OSError as error:
                 raise RefusedError(error.errno or errno.EINVAL, str(error)) from error
-            for address in [at for at in self._mapped if 0 <= at - request.address < request.size]:
-                del self._mapped[address]
             return vfio.DmaUnmap(request.argsz, request.flags, request.address, size).pack()
         return message.payload
 

@@ -94,6 +94,7 @@ int Memory::map_file(uint64_t iova, uint64_t size, int fd, uint64_t offset, uint
     const int how = (prot & SHELL_READ ? PROT_READ : 0) | (prot & SHELL_WRITE ? PROT_READ | PROT_WRITE : 0);
     void* host = mmap(nullptr, size, how, MAP_SHARED, fd, off_t(offset));
     if (host == MAP_FAILED) return -errno;
+    owned_ += size;
     return insert(iova, {size, static_cast<uint8_t*>(host), prot, true});
 }
 
@@ -104,7 +105,9 @@ int Memory::map_pointer(uint64_t iova, uint64_t size, void* host, uint32_t prot)
 }
 
 void Memory::release(const Region& region) {
-    if (region.owned) munmap(region.host, region.size);
+    if (!region.owned) return;
+    munmap(region.host, region.size);
+    owned_ -= region.size;
 }
 
 int Memory::unmap(uint64_t iova, uint64_t size, uint64_t* unmapped) {

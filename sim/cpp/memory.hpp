@@ -21,6 +21,7 @@ public:
     int unmap(uint64_t iova, uint64_t size, uint64_t* unmapped);  // all regions in the range; none may be cut
     void unmap_all();
     uint64_t count() const { return regions_.size(); }
+    uint64_t owned() const { return owned_; }  // bytes of files
 
     // One beat at a multiple of 64. A write stores the bytes whose strobe bit is set; entries
     // of 32 bytes become visible with their last 8 bytes, and beats in the order written.
@@ -37,9 +38,10 @@ private:
     int insert(uint64_t iova, const Region& region);
     int check(uint64_t iova, uint64_t size, uint32_t prot) const;
     const Region* find(uint64_t address);
-    static void release(const Region& region);
+    void release(const Region& region);
 
     std::map<uint64_t, Region> regions_;
     const Region* last_ = nullptr;
     uint64_t last_iova_ = 0;
+    uint64_t owned_ = 0;
 };

@@ -603,6 +603,7 @@ int shell_unmap(Shell* shell, uint64_t iova, uint64_t size, uint64_t* unmapped) 
 
 void shell_unmap_all(Shell* shell) { shell->memory.unmap_all(); }
 uint64_t shell_mappings(const Shell* shell) { return shell->memory.count(); }
+uint64_t shell_mapped_bytes(const Shell* shell) { return shell->memory.owned(); }
 void shell_set_bus_master(Shell* shell, uint32_t on) { shell->bus_master = on; }
 
 int shell_rx_many(Shell* shell, uint32_t port, const uint8_t* data, const uint32_t* lengths, uint32_t count) {

@@ -115,6 +115,7 @@ int shell_map_pointer(Shell* shell, uint64_t iova, uint64_t size, void* host, ui
 int shell_unmap(Shell* shell, uint64_t iova, uint64_t size, uint64_t* unmapped);
 void shell_unmap_all(Shell* shell);
 uint64_t shell_mappings(const Shell* shell);
+uint64_t shell_mapped_bytes(const Shell* shell);  // of files
 // While off, every access is refused as by a bridge above a device that is no bus master.
 void shell_set_bus_master(Shell* shell, uint32_t on);
 

@@ -66,6 +66,10 @@ class FakeDevice:
     def mappings(self) -> int:
         return len(self.regions)
 
+    @property
+    def mapped_bytes(self) -> int:
+        return sum(self.regions.values())
+
 
 class Wall:
     """A clock that goes when told."""

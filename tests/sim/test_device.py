@@ -267,7 +267,7 @@ def test_mapping_rules(shell: Shell) -> None:
         assert caught.value.errno == errno.EINVAL, (iova, size, offset)
     shell.map_file((1 << 64) - 4096, 4096, fd, 0, 3)
     shell.map_file(0x10_0000, 4096, -1, 0, 3)
-    assert shell.mappings == 3
+    assert (shell.mappings, shell.mapped_bytes) == (3, 8192 + 4096)
     assert bus(shell, 0x10_0000, 1) == 3
     assert bus(shell, 0x4000, 2, pattern=0x61616161) == 0
     assert os.pread(fd, 64, 4096) == b"a" * 64
@@ -285,7 +285,7 @@ def test_mapping_rules(shell: Shell) -> None:
     assert shell.mappings == 0
     shell.map_file(0x4000, 8192, -1, 0, 3)
     shell.unmap_all()
-    assert shell.mappings == 0
+    assert (shell.mappings, shell.mapped_bytes) == (0, 0)
 
 
 def test_truncated_file_is_a_bus_error(shell: Shell) -> None:
