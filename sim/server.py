@@ -598,19 +598,20 @@ class Server:
             self.drop()
 
     def _serve_client(self) -> bool:
-        done = False
+        done = late = False
         until = time.monotonic() + TURN_SECONDS
         for _ in range(MESSAGES_PER_TURN):
             link = self._client
-            if link is None or (done and time.monotonic() > until):
+            if link is None:
                 break
             try:
-                if not link.flush() or (messages := link.receive()) is None:
+                if not link.flush() or late or (messages := link.receive()) is None:
                     break
                 for message in messages:
                     reply = self.pci.execute(message)
                     passing, self.pci.passing = self.pci.passing, []
                     link.put(reply, passing)
+                    late = time.monotonic() > until
             except ProtocolError as error:
                 log.warning("closing the connection on %s: %s", self.path, error)
                 self.drop()
@@ -624,16 +625,17 @@ class Server:
         return done
 
     def _serve_channel(self, channel: Link) -> bool:
-        done = False
+        done = late = False
         until = time.monotonic() + TURN_SECONDS
         for _ in range(MESSAGES_PER_TURN):
-            if channel not in self._channels or (done and time.monotonic() > until):  # it went with the client, or waits
+            if channel not in self._channels:  # it went with the client
                 break
             try:
-                if not channel.flush() or (messages := channel.receive()) is None:
+                if not channel.flush() or late or (messages := channel.receive()) is None:
                     break
                 for message in messages:
                     channel.put(self.pci.execute_on_channel(message))
+                    late = time.monotonic() > until
             except (ProtocolError, EndOfLinkError, OSError) as error:
                 if isinstance(error, ProtocolError):
                     log.warning("closing a channel of %s: %s", self.path, error)

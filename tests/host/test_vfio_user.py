@@ -311,6 +311,7 @@ def test_errors_without_a_name(server, number):
         ({"command": 4}, "answered DEVICE_RESET as if it were command 4"),
         ({"flags": 2}, "answered with flags 0x2"),
         ({"flags": 0x11}, "answered with flags 0x11"),
+        ({"flags": 0x41}, "answered with flags 0x41"),
         ({"size": 15}, "sent a message of 15 bytes"),
         ({"size": 1 << 31}, "sent a message of 2147483648 bytes"),
     ],

@@ -15,6 +15,7 @@ import pytest
 from acceltcp.abi import vfio_user as vfio
 from acceltcp.abi.vfio_user import CHANNELS, Command
 from sim import server as sim_server
+from sim.fuzz.process import quiet_descriptors
 from sim.protocol import FDS_MAX
 from sim.server import DMA_BYTES_MAX, POSTED_WRITES_MAX, PciDevice, Server
 from tests.sim.rig import QUEUES, VERSION, FakeDevice
@@ -31,7 +32,7 @@ class Stage:
         self.device = device
         self.pci = PciDevice(device, QUEUES)
         self.server = Server(path, self.pci)
-        self.before = descriptors()
+        self.before = quiet_descriptors(os.getpid(), 0.02)
         self.link = self.join()
         if version:
             self.send(vfio.command_message(1, Command.VERSION, version))
@@ -80,6 +81,39 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     made.close()
 
 
+def test_the_end_may_come_at_every_byte(tmp_path: Path) -> None:
+    """Whatever has come by then is undone, and the next client finds everything as new."""
+    memory, eventfd = os.memfd_create("x"), os.eventfd(0)
+    os.ftruncate(memory, 8192)
+    commands = [
+        (vfio.command_message(1, Command.VERSION, VERSION), []),
+        (vfio.command_message(2, Command.DMA_MAP, vfio.DmaMap(32, 3, 0, 0, 8192).pack()), [memory]),
+        (vfio.command_message(3, Command.DEVICE_SET_IRQS, vfio.IrqSet(20, 4 | 32, 2, 1, 1).pack()), [eventfd]),
+        (vfio.command_message(4, Command.REGION_WRITE, vfio.RegionAccess(0, 0, 4).pack() + bytes(4)), []),
+    ]
+    device = FakeDevice()
+    server = Server(tmp_path / "nic.sock", PciDevice(device, QUEUES))
+    before = quiet_descriptors(os.getpid(), 0.02)
+    for end in range(sum(len(data) for data, _ in commands) + 1):
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(server.path)
+            left = end
+            for data, fds in commands:
+                if left:
+                    socket.send_fds(link, [data[:left]], fds)
+                left -= min(left, len(data))
+            for _ in range(3):
+                server.handle()
+            assert server.connected
+        server.handle()
+        assert not server.connected
+        assert device.mappings == 0
+        assert descriptors() == before
+    server.close()
+    os.close(memory)
+    os.close(eventfd)
+
+
 @pytest.mark.parametrize("command", [Command.DEVICE_RESET, Command.DEVICE_GET_INFO])
 @pytest.mark.parametrize("more", [1, 100])
 def test_too_many_descriptors_are_closed(stage: Stage, command: int, more: int) -> None:
@@ -112,6 +146,7 @@ def test_channels_take_no_descriptors(tmp_path: Path) -> None:
         held = descriptors()
         socket.send_fds(link, [bytes(3)], [0] * FDS_MAX)  # the beginning of a command, to be kept until its end
         stage.turn()
+        assert stage.server.channels == 0
         assert descriptors() == held - 1
     stage.close()
 

@@ -72,6 +72,7 @@ _PCI_COMMAND_MEMORY_AND_BUS_MASTER = 0x6
 _WRITE32 = struct.Struct(Header.format.format + RegionAccess.format.format.lstrip("=") + "I")
 _READ32 = struct.Struct(Header.format.format + RegionAccess.format.format.lstrip("="))
 _REPLY32 = _WRITE32
+_REPLY_FLAGS = (HeaderFlag.REPLY, HeaderFlag.REPLY | HeaderFlag.ERROR)
 
 _MESSAGE_BYTES_MAX = MAX_DATA_XFER_SIZE_DEFAULT + 256
 """Longest message that is taken: a full data transfer and its headers."""
@@ -397,7 +398,7 @@ class VfioUserTransport(Transport):
                 raise self._lose(f"it answered message {header.msg_id}, but {msg_id} was asked")
             if header.command != command:
                 raise self._lose(f"it answered {command.name} as if it were command {header.command}")
-            if header.flags & ~HeaderFlag.ERROR != HeaderFlag.REPLY:
+            if header.flags not in _REPLY_FLAGS:
                 raise self._lose(f"it answered with flags {header.flags:#x}, which are none of a reply")
             if header.flags & HeaderFlag.ERROR:
                 reason = _reason(header.error)
