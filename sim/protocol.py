@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from acceltcp.abi.vfio_user import HEADER_BYTES, MAX_DATA_XFER_SIZE_DEFAULT, Header, HeaderFlag
+from acceltcp.abi.vfio_user import HEADER_BYTES, Header, HeaderFlag
 
 __all__ = ["FDS_MAX", "MESSAGE_BYTES_MAX", "Message", "MessageParser", "ProtocolError"]
 
-MESSAGE_BYTES_MAX = MAX_DATA_XFER_SIZE_DEFAULT + 256
-"""Longest message that is taken: a full data transfer and its headers."""
+MESSAGE_BYTES_MAX = 1 << 16
+"""Longest message that is taken; one access has far less, many writes in one message (QEMU: up to 200) fit."""
 
 FDS_MAX = 16
 """Most descriptors in one message; QEMU turns away a server that says more."""

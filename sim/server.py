@@ -57,6 +57,9 @@ DMA_MAPS_MAX = 32768
 DMA_BYTES_MAX = 1 << 44
 """Most memory of a client that is mapped at a time: room in our own address space must remain, whatever its files say."""
 
+ACCESS_BYTES_MAX = 4096
+"""Longest access to a region: all of configuration space, and a quarter of a second for the core's registers."""
+
 POSTED_WRITES_MAX = 256
 """Writes that may wait before the core; who posts more waits until they are done."""
 
@@ -217,7 +220,7 @@ class PciDevice:
         minor = min(proposed.minor, vfio.VERSION_MINOR)
         ours = {
             "max_msg_fds": FDS_MAX,
-            "max_data_xfer_size": vfio.MAX_DATA_XFER_SIZE_DEFAULT,
+            "max_data_xfer_size": ACCESS_BYTES_MAX,
             "max_dma_maps": DMA_MAPS_MAX,
             "pgsizes": PAGE,
             "write_multiple": True,
@@ -383,7 +386,11 @@ class PciDevice:
         length = self._region_bytes(region)
         _need(length > 0, f"there is no region {region}")
         _need(
-            0 < count <= length and offset <= length - count,
+            0 < count <= ACCESS_BYTES_MAX,
+            f"an access must have 1 to {ACCESS_BYTES_MAX} bytes, not {count}",
+        )
+        _need(
+            count <= length and offset <= length - count,
             f"{count} bytes at {offset:#x} are outside the {length} bytes of region {region}",
         )
 

@@ -27,7 +27,7 @@ __all__ = ["ServerFuzzer"]
 
 _VERSION = 1
 _FDS_MAX = 16
-_MESSAGE_MAX = (1 << 20) + 256
+_MESSAGE_MAX = 1 << 16
 _GOOD_EVERY = 250
 _GROWTH_MAX = 64 << 20
 _PATIENCE = 20.0

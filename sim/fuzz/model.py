@@ -18,6 +18,7 @@ CHANNEL_REPLY = 16 + 40
 """Bytes of a reply to DEVICE_GET_REGION_IO_FDS that describes a channel."""
 
 _REGIONS = {0: 65536, 2: 4096, 7: 4096}
+_ACCESS_MAX = 4096
 _CHANNELS = 128
 _MAPS = 32768
 _MAPPED_BYTES = 1 << 44
@@ -197,7 +198,7 @@ class Model:
 
     @staticmethod
     def _inside(region: int, offset: int, count: int) -> bool:
-        return count > 0 and offset + count <= _REGIONS.get(region, 0)
+        return 0 < count <= _ACCESS_MAX and offset + count <= _REGIONS.get(region, 0)
 
     def _read(self, payload: bytes, things: Sequence[Thing]) -> Verdict:
         if len(payload) != 16:

@@ -172,7 +172,7 @@ class Requests:
     def _place(self) -> tuple[int, int, int]:
         """Offset, region and bytes of an access."""
         region = self._pick([0, 0, 0, 0, 2, 7, 7, int(self._random() * 10)])
-        count = self._pick([1, 2, 4, 4, 4, 8, 16, 64]) if self._random() < 0.99 else self._pick([4096, 65536])
+        count = self._pick([1, 2, 4, 4, 4, 8, 16, 64]) if self._random() < 0.99 else self._pick([4096, 4097, 61440])
         offset = int(self._random() * (65536 if region == 0 else 4096)) & self._pick([~0, ~3, ~3])
         return offset, region, count
 

@@ -338,6 +338,32 @@ def test_commands_without_end(server):
     transport.close()
 
 
+def test_an_answer_in_drops_does_not_come_for_ever(server):
+    def drip(s, header, body):
+        for byte in Header(header.msg_id, header.command, 1 << 20, HeaderFlag.REPLY).pack() + bytes(100):
+            s.link.sendall(bytes([byte]))
+            time.sleep(0.02)
+
+    transport = VfioUserTransport(server.path, timeout=0.2)
+    server.override[Command.DEVICE_RESET] = drip
+    start = time.monotonic()
+    with pytest.raises(DeviceTimeoutError, match=r"did not answer within 0\.2 s"):
+        transport.reset()
+    assert time.monotonic() - start < 1
+    transport.close()
+
+
+def test_a_server_that_takes_nothing(server):
+    transport = VfioUserTransport(server.path, timeout=0.2)
+    blocked = threading.Event()
+    server.override[Command.REGION_WRITE] = lambda *a: blocked.wait(30)
+    with pytest.raises(DeviceLostError, match=r"it took no message for 0\.2 s"):
+        for value in range(100_000):
+            transport.write32(0, value)
+    blocked.set()
+    transport.close()
+
+
 def test_second_client_is_told_why(tmp_path):
     path = str(tmp_path / "nic.sock")
     with socket.socket(socket.AF_UNIX) as listener:

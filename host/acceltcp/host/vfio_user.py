@@ -131,7 +131,8 @@ class VfioUserTransport(Transport):
 
     def _negotiate(self) -> None:
         ours = Version(VERSION_MAJOR, VERSION_MINOR)
-        capabilities = pack_version_data({"max_msg_fds": 8, CHANNELS: True})
+        wishes = {"max_msg_fds": 8, "max_data_xfer_size": MAX_DATA_XFER_SIZE_DEFAULT, CHANNELS: True}
+        capabilities = pack_version_data(wishes)
         try:
             reply = self._request(Command.VERSION, ours.pack() + capabilities)
         except DeviceLostError as error:
