@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # command:package
-wanted="g++:g++ make:make perl:perl ip:iproute2 curl:curl nc:netcat-openbsd unshare:util-linux tshark:tshark sysctl:procps openssl:openssl tclsh:tcl"
+wanted="g++:g++ make:make perl:perl ip:iproute2 curl:curl nc:netcat-openbsd unshare:util-linux tshark:tshark sysctl:procps openssl:openssl tclsh:tcl mmdebstrap:mmdebstrap"
 missing=()
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null 2>&1 || missing+=("${pair##*:}")

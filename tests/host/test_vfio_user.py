@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import mmap
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -504,7 +505,7 @@ def test_simulator_that_fails_says_why(stub):
 
 def test_simulator_that_dies_later_says_how(stub):
     transport = open_transport("sim:?x=1")
-    transport._process.kill()
+    os.kill(transport.pid, signal.SIGKILL)
     with pytest.raises(DeviceLostError, match="was ended by signal 9"):
         for _ in range(10):
             transport.read32(0)

@@ -25,7 +25,7 @@ from .errors import DeviceError, DeviceLostError
 from .transport import Transport
 from .vfio_user import VfioUserTransport
 
-__all__ = ["SimulatedTransport"]
+__all__ = ["SimulatedTransport", "SimulatorProcess"]
 
 log = logging.getLogger("acceltcp.sim")
 
@@ -45,27 +45,22 @@ runpy.run_module("acceltcp", run_name="__main__", alter_sys=True)
 """
 
 
-class SimulatedTransport(Transport):
-    """A simulated device in a child process.
+class SimulatorProcess:
+    """A simulated device in a child process, which serves it on the socket `path`.
 
-    start_timeout: seconds that the simulator may take to come up; the first start compiles
-    the gateware. stop: asked meanwhile; True makes it give up.
+    options: of `acceltcp sim`, by name without dashes; a switch has no value. description: for messages.
+    start_timeout: seconds that the simulator may take to come up; the first start compiles the gateware.
+    stop: asked meanwhile; True makes it give up. Raises `DeviceError` with what it said when it does not come up.
     """
 
     def __init__(
-        self,
-        options: dict[str, str],
-        *,
-        description: str = "sim:",
-        start_timeout: float = 900.0,
-        stop: Callable[[], bool] = lambda: False,
+        self, options: dict[str, str], description: str, *, start_timeout: float = 900.0, stop: Callable[[], bool] = lambda: False
     ) -> None:
         self.description = description
         self._errors: deque[str] = deque(maxlen=20)
-        self._inner: VfioUserTransport | None = None
         self._folder = tempfile.mkdtemp(prefix="acceltcp-")
-        path = os.path.join(self._folder, "nic.sock")
-        arguments = [sys.executable, "-c", _BOOT, "sim", "--socket", path]
+        self.path = os.path.join(self._folder, "nic.sock")
+        arguments = [sys.executable, "-c", _BOOT, "sim", "--socket", self.path]
         for key, value in options.items():
             arguments.append("--" + key.replace("_", "-"))
             if value:
@@ -79,13 +74,9 @@ class SimulatedTransport(Transport):
         self._reader = threading.Thread(target=self._read_errors, name="acceltcp-sim-stderr", daemon=True)
         self._reader.start()
         try:
-            self._await(path, start_timeout, stop)
-            self._inner = VfioUserTransport(path, timeout=30.0, description=description)
-            self._errors.clear()  # what it is plugged into: not why it ends, should it
-        except BaseException as error:
+            self._await(start_timeout, stop)
+        except BaseException:
             self.close()
-            if isinstance(error, DeviceLostError):
-                raise self._explain(error) from None
             raise
 
     def _read_errors(self) -> None:
@@ -96,19 +87,29 @@ class SimulatedTransport(Transport):
                 self._errors.append(line)
                 log.info("%s", line)
 
-    def _await(self, path: str, timeout: float, stop: Callable[[], bool]) -> None:
+    def _await(self, timeout: float, stop: Callable[[], bool]) -> None:
         deadline = time.monotonic() + timeout
-        while not os.path.exists(path):
+        while not os.path.exists(self.path):
             if self._process.poll() is not None:
                 self._reader.join(1.0)
-                raise DeviceError(self._ended())
+                raise DeviceError(self.ended())
             if stop():
                 raise DeviceError(f"The start of {self.description} was called off.")
             if time.monotonic() > deadline:
                 raise DeviceError(f"The simulator of {self.description} did not come up within {timeout:g} s.")
             time.sleep(0.02)
 
-    def _ended(self) -> str:
+    def forget(self) -> None:
+        """What it has said so far is not why it ends, should it."""
+        self._errors.clear()
+
+    @property
+    def last_line(self) -> str:
+        """What it said last."""
+        return self._errors[-1] if self._errors else ""
+
+    def ended(self) -> str:
+        """A sentence for its end: how, and what it said."""
         code = self._process.returncode
         how = f"ended with status {code}" if code is None or code >= 0 else f"was ended by signal {-code}"
         lines = list(self._errors)
@@ -118,18 +119,70 @@ class SimulatedTransport(Transport):
         said = "\n  ".join(lines)
         return f"The simulator of {self.description} {how}" + (f"; it said:\n  {said}" if said else ".")
 
-    def _explain(self, error: DeviceLostError) -> DeviceLostError:
+    def explain(self, error: DeviceLostError) -> DeviceLostError:
         """The loss of a connection, told by why the process ended, if it did."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
             self._reader.join(1.0)
-            return DeviceLostError(self._ended())
+            return DeviceLostError(self.ended())
         return error
 
     @property
     def pid(self) -> int:
-        """Process number of the simulator."""
+        """Process number."""
         return self._process.pid
+
+    def __enter__(self) -> SimulatorProcess:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it. May be called twice."""
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(5.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._reader.join(2.0)
+        if self._process.stderr is not None and not self._reader.is_alive():
+            self._process.stderr.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class SimulatedTransport(Transport):
+    """A `SimulatorProcess`, and the connection to it."""
+
+    def __init__(
+        self,
+        options: dict[str, str],
+        *,
+        description: str = "sim:",
+        start_timeout: float = 900.0,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.description = description
+        self._inner: VfioUserTransport | None = None
+        self._simulator = SimulatorProcess(options, description, start_timeout=start_timeout, stop=stop)
+        try:
+            self._inner = VfioUserTransport(self._simulator.path, timeout=30.0, description=description)
+            self._simulator.forget()  # what it is plugged into
+        except BaseException as error:
+            self.close()
+            if isinstance(error, DeviceLostError):
+                raise self._simulator.explain(error) from None
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Process number of the simulator."""
+        return self._simulator.pid
 
     def _get(self) -> VfioUserTransport:
         if self._inner is None:
@@ -140,19 +193,19 @@ class SimulatedTransport(Transport):
         try:
             return self._get().read32(offset)
         except DeviceLostError as error:
-            raise self._explain(error) from None
+            raise self._simulator.explain(error) from None
 
     def read_block(self, offset: int, count: int) -> list[int]:
         try:
             return self._get().read_block(offset, count)
         except DeviceLostError as error:
-            raise self._explain(error) from None
+            raise self._simulator.explain(error) from None
 
     def write32(self, offset: int, value: int) -> None:
         try:
             self._get().write32(offset, value)
         except DeviceLostError as error:
-            raise self._explain(error) from None
+            raise self._simulator.explain(error) from None
 
     def map_memory(self, size: int) -> DmaRegion:
         return self._get().map_memory(size)
@@ -173,23 +226,10 @@ class SimulatedTransport(Transport):
         try:
             self._get().check()
         except DeviceLostError as error:
-            raise self._explain(error) from None
+            raise self._simulator.explain(error) from None
 
     def close(self) -> None:
         if self._inner is not None:
             self._inner.close()
             self._inner = None
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(5.0)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._reader.join(2.0)
-        if self._process.stderr is not None and not self._reader.is_alive():
-            self._process.stderr.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._simulator.close()
