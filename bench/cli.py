@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import host, setup, splice, teardown
+from . import host, setup, splice, teardown, vfio
 from .goals import Goal
 
 __all__ = ["main"]
 
-BENCHES = {"setup": setup, "teardown": teardown, "host": host, "splice": splice}
+BENCHES = {"setup": setup, "teardown": teardown, "host": host, "splice": splice, "vfio": vfio}
 PLOTS = {"host": host.plot, "splice": splice.plot}
 
 
@@ -39,7 +39,7 @@ def _show(console: Console, title: str, goals: dict[str, Goal], results: dict[st
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="acceltcp bench", description="Run a benchmark.")
-    parser.add_argument("name", choices=list(BENCHES), help="setup: connection setup and rings; teardown: connection table and teardown; host: CPU time of the host stack; splice: splicing")
+    parser.add_argument("name", choices=list(BENCHES), help="setup: connection setup and rings; teardown: connection table and teardown; host: CPU time of the host stack; splice: splicing; vfio: the transports, the kernel's in a guest")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures there ('-': standard output)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw FILE.png and FILE.svg. host: the breakdown; splice: the gain over sizes")
     arguments = parser.parse_args(argv)

@@ -151,6 +151,38 @@ def back_end(content):
             thread.join()
 
 
+@pytest.mark.long
+@isolated
+@pytest.mark.timeout(300)
+def test_without_an_iommu(tmp_path):
+    with booted(tmp_path, iommu=False) as machine:
+        guest = Guest(machine)
+        assert "is behind no IOMMU" in guest.acceltcp("bind", NIC_BDF, fails=True)
+        # Whoever goes past `bind` gets no further: the kernel has a group for no device.
+        guest.shell(f"echo vfio-pci > /sys/bus/pci/devices/{NIC_BDF}/driver_override; modprobe vfio-pci; echo {NIC_BDF} > /sys/bus/pci/drivers_probe || true")
+        said = guest.acceltcp("info", "--device", DEVICE, fails=True)
+        assert "has no driver, not vfio-pci" in said or "is behind no IOMMU" in said, said
+
+
+@pytest.mark.long
+@isolated
+@pytest.mark.timeout(400)
+def test_small_pages_and_workers(tmp_path):
+    """Each page of the guest is a mapping of its own; three processes share the card."""
+    with booted(tmp_path, huge_pages=False) as machine:
+        guest = Guest(machine)
+        guest.acceltcp("bind", NIC_BDF)
+        data = os.urandom(200_000)
+        with guest.serving("echo"):
+            assert echo(data) == data
+    with booted(tmp_path) as machine:
+        guest = Guest(machine)
+        guest.acceltcp("bind", NIC_BDF)
+        with guest.serving("echo", "--workers", "2"):
+            for _ in range(8):  # the hash of ports spreads them
+                assert echo(data) == data
+
+
 @isolated
 @pytest.mark.timeout(600)
 def test_driver_in_a_guest(tmp_path):
@@ -158,6 +190,7 @@ def test_driver_in_a_guest(tmp_path):
     with booted(tmp_path) as machine:
         guest = Guest(machine)
         bind_and_look(guest)
+        measured(guest)
         serve_by_interrupts(guest)
         user_without_rights(guest)
         killed_and_started_again(guest)
@@ -187,6 +220,11 @@ def neighbour_in_the_group(guest):
     assert neighbour in guest.acceltcp("info", "--device", f"vfio:{sata}", fails=True)
     assert "has no driver now" in guest.acceltcp("unbind", sata)
     assert neighbour in guest.acceltcp("bind", sata, "--force", fails=True)
+
+
+def measured(guest):
+    done = guest.agent.run("python3", "-m", "bench.vfio_probe", DEVICE, "0.02")
+    assert all(value > 0 for value in json.loads(done.stdout).values())
 
 
 def serve_by_interrupts(guest):
