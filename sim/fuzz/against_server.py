@@ -68,6 +68,7 @@ class ServerFuzzer:
         try:
             self._run(wire)
             self._leave(wire)
+            self._restore()
             self._nothing_left()
             if number % _GOOD_EVERY == 0:
                 self._good()
@@ -129,6 +130,9 @@ class ServerFuzzer:
         self.ends[end] = self.ends.get(end, 0) + 1
 
     def _run(self, wire: Wire) -> None:
+        self._memory = [self._things.canary for _ in self._things.memory]
+        self._written = [bytearray(len(self._things.canary)) for _ in self._things.memory]
+        self._model = Model(self._vectors, self._target.registers, False)
         if self._random() < 0.06:
             self._count("no version")
             self.messages += 1
@@ -139,14 +143,14 @@ class ServerFuzzer:
         quiet = self._random() < 0.05
         wire.send(wire.command(self._number(), _VERSION, payload, [], Verdict(size=-1), no_reply=quiet))
         self.messages += 1
-        self._model = Model(self._vectors, self._target.registers, channels)
-        self._requests = Requests(self._rng, self._model, self._things)
-        self._written = [bytearray(len(self._things.canary)) for _ in self._things.memory]
+        self._model.channels_allowed = channels
+        self._requests = Requests(self._rng, self._model, self._things, self._target.burst)
+        if self._target.burst:
+            self._send_quick(wire, 10, struct.pack("=QIIH", 4, 7, 2, 6), [])  # bus master
         self._commands(wire)
         name, end = self._pick(self._endings)
         self._count(name)
         end(wire)
-        self._canaries()
 
     def _pick(self, values):  # type: ignore[no-untyped-def]
         return values[int(self._random() * len(values))]
@@ -194,11 +198,28 @@ class ServerFuzzer:
             self._reachable(payload, things)
         return wire.command(self._number(), command, payload, things, verdict, no_reply=quiet), things
 
+    def _send_quick(self, wire: Wire, command: int, payload: bytes, things: list[Thing]) -> None:
+        """A command that is right, on its own."""
+        self.messages += 1
+        wire.send(wire.command(self._number(), command, payload, things, self._model.judge(command, payload, things)), things)
+
     def _reachable(self, payload: bytes, things: list[Thing]) -> None:
-        """Where the device may write from now on, canaries do not have to stay."""
+        """Where the device may write from now on, bytes do not have to stay."""
         _, flags, offset, _, size = struct.unpack("=IIQQQ", payload)
         if flags & 2 and things and things[0] in self._things.memory:
             self._written[self._things.memory.index(things[0])][offset : offset + size] = b"\1" * size
+
+    def _cut_short(self, wire: Wire) -> None:
+        """A file loses its memory while the device uses it."""
+        place = int(self._random() * len(self._things.memory))
+        thing = self._things.memory[place]
+        os.ftruncate(thing.fd, 0)
+        for _ in range(8):
+            self._send_quick(wire, *self._requests.access(thing))
+            self._send_quick(wire, 9, struct.pack("=QII", 0, 0, 128), [])  # reads take the core through it
+        wire.finish(False)
+        os.ftruncate(thing.fd, thing.bytes)
+        os.pwrite(thing.fd, self._memory[place], 0)
 
     def _deliver(self, wire: Wire, data: bytes, things: list[Thing], style: str) -> None:
         if style != "dribbled" or self._random() < 0.5:
@@ -221,14 +242,15 @@ class ServerFuzzer:
 
     def _look(self, wire: Wire) -> None:
         """In the middle of a session: all replies are there, memory is as foretold, others are kept out."""
-        payload = struct.pack("=IIII", 16, 0, 0, 0)  # its reply comes after all that was posted before
-        wire.send(wire.command(self._number(), 4, payload, [], self._model.judge(4, payload, [])))
-        self.messages += 1
+        self._send_quick(wire, 4, struct.pack("=IIII", 16, 0, 0, 0), [])  # its reply comes after all that was posted before
         wire.finish(False)
         wrong = self._target.check(self._model, self._things, self._place())
         if wrong:
             raise FuzzError(wrong)
+        self._canaries()
         chance = self._random()
+        if self._target.burst and chance > 0.9:
+            self._cut_short(wire)
         if chance < 0.1:
             self._intruder(wire)
         while wire.descriptors:
@@ -321,12 +343,24 @@ class ServerFuzzer:
                 wire.send(data[at // 10 : at // 10 + 1], things[at : at + 10])
         wire.finish(True)
 
+    def _restore(self) -> None:
+        """Look for the last time, once the server has done what it was told, and put the canaries back."""
+        self._canaries()
+        for place, thing in enumerate(self._things.memory):
+            if self._memory[place] is not self._things.canary:
+                os.pwrite(thing.fd, self._things.canary, 0)
+
     def _canaries(self) -> None:
-        for thing, written in zip(self._things.memory, self._written, strict=True):
-            found = os.pread(thing.fd, thing.bytes, 0)
-            if found == self._things.canary:
-                continue
-            for at, (is_, was, may) in enumerate(zip(found, self._things.canary, written, strict=True)):
-                if is_ != was and not may:
-                    raise FuzzError(f"byte {at} of memory that the device may not write has changed")
-            os.pwrite(thing.fd, self._things.canary, 0)
+        """Memory has changed since the last look only where the device might have written in that time."""
+        for place, thing in enumerate(self._things.memory):
+            found, written = os.pread(thing.fd, thing.bytes, 0), self._written[place]
+            if found != self._memory[place]:
+                for at, (is_, was, may) in enumerate(zip(found, self._memory[place], written, strict=True)):
+                    if is_ != was and not may:
+                        raise FuzzError(f"byte {at} of memory that the device may not write has changed")
+                self._memory[place] = found
+            written[:] = bytes(len(written))
+        for mapping in self._model.maps.values():
+            if mapping.prot & 2 and mapping.thing in self._things.memory:
+                written = self._written[self._things.memory.index(mapping.thing)]
+                written[mapping.offset : mapping.offset + mapping.size] = b"\1" * mapping.size

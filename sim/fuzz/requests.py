@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable
 
 from .model import CHANNEL_REPLY, Model
+from .target import Burst
 from .things import PAGE, Thing, Things
 
 __all__ = ["VERSIONS_BAD", "VERSIONS_GOOD", "Request", "Requests", "version"]
@@ -63,21 +64,29 @@ class Requests:
 
     rng: where all chance comes from.
     model: what the connection has by now, so that some commands fit it.
+    burst: how the device is made to access memory, if that is known.
     """
 
-    def __init__(self, rng: random.Random, model: Model, things: Things) -> None:
+    def __init__(self, rng: random.Random, model: Model, things: Things, burst: Burst | None = None) -> None:
         self._rng = rng
         self._random = rng.random
         self._model = model
         self._things = things
+        self._burst = burst
+        self._queue: list[Request] = []
+        """What comes next, the first last."""
         self._kinds: list[Callable[[], Request]] = [
             self._map, self._map, self._map, self._unmap, self._unmap, self._info, self._region_info, self._irq_info,
             self._io_fds, self._irqs, self._irqs, self._irqs, self._read, self._read, self._write, self._write,
             self._config, self._multi, self._reset, self._unknown,
         ]  # fmt: skip
+        if burst:
+            self._kinds += [self.access] * 4 + [self._access_after_unmap] * 2
 
     def draw(self) -> Request:
         """The next command."""
+        if self._queue:
+            return self._queue.pop()
         command, payload, things = self._pick(self._kinds)()
         chance = self._random()
         if chance < 0.15:
@@ -111,6 +120,30 @@ class Requests:
         return data[: at & ~7] + struct.pack("=Q", self._pick(_LONG)) + data[(at & ~7) + 8 :]
 
     # Each kind: mostly right
+
+    def access(self, thing: Thing | None = None) -> Request:
+        """The device accesses memory, mostly such that is mapped; of a certain file if there is any."""
+        assert self._burst
+        address = int(self._random() * 48 * PAGE)
+        starts = [at for at, mapping in self._model.maps.items() if thing in (None, mapping.thing)]
+        if starts and self._random() < 0.9:
+            start = self._pick(starts)
+            address = start + int(self._random() * min(self._model.maps[start].size, 8 * PAGE))
+        return self._at(address)
+
+    def _at(self, address: int) -> Request:
+        assert self._burst
+        return 10, self._burst(address & ~63, self._random() < 0.7, self._rng.getrandbits(32)), []
+
+    def _access_after_unmap(self) -> Request:
+        """The device has just used memory, which then goes, and uses it again."""
+        if not self._model.maps:
+            return self._map()
+        address = self._pick(list(self._model.maps))
+        unmap: Request = 3, struct.pack("=IIQQ", 24, 0, address, self._model.maps[address].size), []
+        time: Request = 9, struct.pack("=QII", 0, 0, 128), []  # reads take the core through what it has to do
+        self._queue = [time, self._at(address), unmap, time]
+        return self._at(address)
 
     def _map(self) -> Request:
         pages = 1 + int(4 * self._random() ** 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,11 @@ from .model import Model
 from .standin import StandIn
 from .things import Things
 
-__all__ = ["InProcess", "Outside", "Target"]
+__all__ = ["Burst", "InProcess", "Outside", "Target"]
+
+
+Burst = Callable[[int, bool, int], bytes]
+"""From a bus address, whether to write, and a pattern: the payload of a REGION_WRITE that starts such an access."""
 
 
 class Target(Protocol):
@@ -26,6 +31,8 @@ class Target(Protocol):
     """They keep what is written."""
     apart: bool
     """It works in its own time, not when it is told."""
+    burst: Burst | None
+    """Makes the device access memory."""
 
     def wait(self, link: socket.socket, events: int) -> None:
         """Let the server work until the connection may have something, for a moment."""
@@ -43,11 +50,13 @@ class InProcess:
     """A server on a device of ours, turned by hand: everything happens in one thread.
 
     device: a `StandIn` unless given.
+    burst: how that device is made to access memory.
     """
 
     apart = False
 
-    def __init__(self, path: Path, queues: int, device: Device | None = None) -> None:
+    def __init__(self, path: Path, queues: int, device: Device | None = None, burst: Burst | None = None) -> None:
+        self.burst = burst
         self.path = str(path)
         self.pid = os.getpid()
         self.device = device or StandIn()
@@ -92,6 +101,7 @@ class Outside:
 
     registers = False
     apart = True
+    burst: Burst | None = None
 
     def __init__(self, path: str, pid: int) -> None:
         self.path = path

@@ -7,6 +7,7 @@ import mmap
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -49,6 +50,15 @@ def attack(target: InProcess | Outside, messages: int, seed: int) -> ServerFuzze
     return fuzzer
 
 
+def burst(address: int, write: bool, pattern: int) -> bytes:
+    """Four registers of the stand-in for a core (stub.v): address, pattern, command."""
+    return struct.pack("=QIIQII", 0x40, 0, 16, address, pattern, 0xFFFF_0000 | 1 + write)
+
+
+def small_core(path: Path) -> InProcess:
+    return InProcess(path / "nic.sock", QUEUES, Shell(stub_library()), burst)
+
+
 def test_server_stands(target: InProcess) -> None:
     fuzzer = attack(target, 16_000, 1)
     assert fuzzer.replies > 10_000
@@ -67,8 +77,11 @@ def test_driver_stands() -> None:
 
 def test_the_core_s_own_memory_stands(tmp_path: Path) -> None:
     """The shell in C++ around a small core, whose registers start bursts: canaries outside of mapped memory stay."""
-    target = InProcess(tmp_path / "nic.sock", QUEUES, Shell(stub_library()))
-    attack(target, 3_000, 2)
+    target = small_core(tmp_path)
+    attack(target, 6_000, 2)
+    counters = target.device.counters()
+    assert counters.axi_write_bytes > 1000 and counters.axi_write_errors > 10
+    assert counters.faults > 0
     target.close()
 
 
@@ -89,7 +102,7 @@ def test_driver_stands_a_million() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_core_s_own_memory_stands_longer(tmp_path: Path) -> None:
-    target = InProcess(tmp_path / "nic.sock", QUEUES, Shell(stub_library()))
+    target = small_core(tmp_path)
     attack(target, 200_000, random.SystemRandom().randrange(1 << 32))
     target.close()
 
