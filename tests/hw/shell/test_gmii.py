@@ -5,11 +5,15 @@ import zlib
 
 import pytest
 from amaranth.lib import data
+from cocotb_tools.check_results import get_results
 
 from hw.shell.gmii import GmiiReceiver, GmiiTransmitter
 from hw.stream.beat import BeatLayout
+from hw.verilog import convert
 
+from ..core.build import CoreRunner, build_verilog
 from ..simulate import beats, converts, feed, packets, run
+from .gmii_loop import GmiiLoop
 
 PREAMBLE = bytes([0x55] * 7 + [0xD5])
 LARGEST = 200
@@ -182,3 +186,15 @@ def test_what_is_sent_is_received():
 @pytest.mark.parametrize("component", [lambda: GmiiReceiver(1518), GmiiTransmitter])
 def test_converts(component):
     converts(component())
+
+
+def test_a_cable(tmp_path):
+    """The MAC and its crossings, between the two ends of cocotbext-eth's GMII."""
+    folder = build_verilog(convert(GmiiLoop(), "gmii_loop"), "gmii_loop")
+    results = CoreRunner().test(
+        test_module="tests.hw.shell.cocotb_gmii", hdl_toplevel="gmii_loop", hdl_toplevel_lang="verilog",
+        build_dir=folder, test_dir=tmp_path, seed="1", log_file=tmp_path / "run.log",
+        extra_env={"COCOTB_ANSI_OUTPUT": "0", "PYTHONWARNINGS": "ignore::DeprecationWarning"},
+    )  # fmt: skip
+    ran, failed = get_results(results)
+    assert (ran, failed) == (3, 0), (tmp_path / "run.log").read_text()[-4000:]
