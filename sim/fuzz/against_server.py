@@ -68,8 +68,8 @@ class ServerFuzzer:
         try:
             self._run(wire)
             self._leave(wire)
-            self._restore()
             self._nothing_left()
+            self._restore()
             if number % _GOOD_EVERY == 0:
                 self._good()
                 self._nothing_left()
@@ -111,6 +111,7 @@ class ServerFuzzer:
         pid = self._target.pid
         deadline = time.monotonic() + _PATIENCE
         while (left := descriptors(pid) - self._descriptors) and time.monotonic() < deadline:
+            self._target.settle()
             time.sleep(0.001)
         if left:
             raise FuzzError(f"{left} descriptors are left")

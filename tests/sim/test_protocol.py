@@ -1,4 +1,4 @@
-"""The stream parser and the commands behind it, against anything."""
+"""The stream parser and the commands behind it, against anything. Whole sessions: test_fuzz.py."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_descriptors_stay_with_their_message() -> None:
     assert len(closed) == 2 + FDS_MAX + 1
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(messages | st.binary(max_size=40), max_size=4), st.lists(st.integers(1, 50), min_size=1), u32)
 def test_parser_survives_anything(parts: list[bytes], cuts: list[int], flip: int) -> None:
     stream = bytearray(b"".join(parts))
@@ -135,7 +135,7 @@ def test_parser_survives_anything(parts: list[bytes], cuts: list[int], flip: int
     assert sorted(closed + given_out) == list(range(1, fd + 1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(commands, payloads, st.integers(0, 2), st.booleans()), min_size=1, max_size=12))
 def test_device_survives_any_commands(sequence: list[tuple[int, bytes, int, bool]]) -> None:
     """Every command ends in one well-formed reply, or in the end of the connection."""
