@@ -177,12 +177,16 @@ class VfioTransport(Transport):
     def enable_interrupts(self, count: int) -> list[int]:
         if not 1 <= count <= self._vectors:
             raise DeviceError(f"{self.description} has {self._vectors} interrupt vectors, not {count}.")
-        while len(self._eventfds) < count:
-            self._eventfds.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-        try:
-            self._set_eventfds(Irq.MSIX, self._eventfds[:count])
-        except OSError as error:
-            raise DeviceError(f"{self.description}: {count} interrupts could not be enabled: {error.strerror}.") from None
+        if not self._eventfds:
+            # All at once: before Linux 6.5 the kernel adds none to those that are enabled.
+            eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(self._vectors)]
+            try:
+                self._set_eventfds(Irq.MSIX, eventfds)
+            except OSError as error:
+                for fd in eventfds:
+                    os.close(fd)
+                raise DeviceError(f"{self.description}: its interrupts could not be enabled: {error.strerror}.") from None
+            self._eventfds = eventfds
         return self._eventfds[:count]
 
     def reset(self) -> None:
