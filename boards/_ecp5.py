@@ -11,8 +11,8 @@ CAPACITY_45 = {"lut": 43_848, "ff": 43_848, "bram36": 54, "uram": 0, "dsp": 72}
 CAPACITY_85 = {"lut": 83_640, "ff": 83_640, "bram36": 104, "uram": 0, "dsp": 156}
 
 CONFIG = NicConfig(
-    width=8, queues=2, listeners=4, flows=512, splices=0, packets=64, descriptors=16, read_beats=64, writes=16, max_frame=1514,
-    rx_buffer_beats=512, tx_buffer_beats=512, pipelined_hash=False, rss=False, ultra_ram=False,
+    width=8, axi_bytes=8, queues=2, listeners=4, flows=512, ways=3, digest=60, splices=0, packets=64, descriptors=16, read_beats=512, writes=16,
+    max_frame=1514, rx_buffer_beats=512, tx_buffer_beats=512, pipelined_hash=False, rss=False, ultra_ram=False,
 )  # fmt: skip
 
 TOO_LARGE = "ports routed; the core is too large"

@@ -6,6 +6,8 @@ from amaranth import Shape
 from amaranth.hdl import Fragment
 from amaranth.hdl._mem import MemoryInstance
 
+from .config import AXI_BYTES
+
 __all__ = ["check", "table_memory"]
 
 _ULTRA = (72, 4096)
@@ -37,6 +39,8 @@ def check(board, config):
     """Raises `ValueError`, one line, if the board cannot have this configuration."""
     if board.macs and config.ports > len(board.macs):
         raise ValueError(f"ports must be at most {len(board.macs)} on {board.name}, not {config.ports}")
+    if board.pcie and config.axi_bytes != AXI_BYTES:
+        raise ValueError(f"axi_bytes must be {AXI_BYTES} on {board.name}, which has PCI Express, not {config.axi_bytes}")
     if config.width not in board.widths:
         allowed = " or ".join(map(str, board.widths))
         raise ValueError(

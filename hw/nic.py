@@ -18,7 +18,7 @@ from amaranth.lib.wiring import In, Out, connect
 
 from acceltcp.abi.registers import COUNTERS
 
-from .config import AXI_BYTES, NicConfig
+from .config import NicConfig
 from .csr.axil import AxiLiteSignature
 from .csr.bus import QUEUE_BITS, QueueBus
 from .csr.counters import Counters
@@ -77,7 +77,7 @@ class Nic(wiring.Component):
     m_axis_tx{p}_... : Out
         Frames to MAC p, without FCS, padded to 60 bytes.
     m_axi_... : Out
-        AXI4 master, 512 bits; see `AxiMasterSignature`.
+        AXI4 master, `config.axi_bytes` wide; see `AxiMasterSignature`.
     s_axil_... : In
         AXI4-Lite register file, 64 KiB; see `AxiLiteSignature`.
     irq_valid, irq_vector, irq_ready :
@@ -92,7 +92,7 @@ class Nic(wiring.Component):
         for port in range(config.ports):
             members |= _prefixed(f"s_axis_rx{port}", _axis(config.width, In, ready=False))
             members |= _prefixed(f"m_axis_tx{port}", _axis(config.width, Out, ready=True))
-        members |= _prefixed("m_axi", AxiMasterSignature().members)
+        members |= _prefixed("m_axi", AxiMasterSignature(config.axi_bytes).members)
         members |= _prefixed("s_axil", AxiLiteSignature().flip().members)
         members |= {"irq_valid": Out(1), "irq_vector": Out(QUEUE_BITS), "irq_ready": In(1), "busy": Out(1)}
         super().__init__(members)
@@ -125,13 +125,13 @@ class Nic(wiring.Component):
         builder = part("reply", ReplyBuilder(config))
         rx_dma = part("rx_dma", RxDma(config))
         tx_dma = part("tx_dma", TxDma(config))
-        patcher = part("tx_patcher", TxPatcher())
-        downsizer = part("tx_width", Downsizer(AXI_BYTES, config.width))
+        patcher = part("tx_patcher", TxPatcher(config.axi_bytes))
+        downsizer = part("tx_width", Downsizer(config.axi_bytes, config.width))
         tx_checksum = part("tx_checksum", TxChecksum(config))
         commands = part("commands", Commands(config))
         events = part("events", EventWriter(config, inputs=3 + event_sources(config)))
         interrupts = part("interrupts", Interrupts(config))
-        axi = part("axi", AxiMaster(reads=4, writes=3))
+        axi = part("axi", AxiMaster(4, 3, config.axi_bytes))
         outputs = [part(f"tx_port{p}", TxPort(config)) for p in ports]
         splicing = [part("splice", SpliceRewriter(config))] if config.splices else []
 

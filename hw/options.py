@@ -56,6 +56,8 @@ def configuration(base, options):
     if "width" in given:
         # Buffers are given in beats: with another width they go back to their size in bytes.
         given = {"rx_buffer_beats": None, "tx_buffer_beats": None, **given}
+    if "axi_bytes" in given:
+        given = {"read_beats": None, **given}
     if "flows" in given:
         # So do splices to their share of the flows.
         given = {"splices": min(base.splices, given["flows"] // 4), **given}

@@ -4,6 +4,8 @@ from contextlib import contextmanager
 
 from amaranth.back import rtlil, verilog
 
+from .lattice.memories import free_collisions
+
 __all__ = ["LARGE_BITS", "convert", "convert_for"]
 
 LARGE_BITS = 1 << 20
@@ -28,7 +30,7 @@ def convert_for(platform, design, name):
     """
     with _large_memories_without_contents():
         files = platform.prepare(design, name, emit_src=False).files
-        return files.get(f"{name}.v") or files[f"{name}.il"]
+        return files.get(f"{name}.v") or free_collisions(files[f"{name}.il"])
 
 
 @contextmanager

@@ -140,7 +140,7 @@ def _config(options: argparse.Namespace) -> NicConfig:
     if str(ROOT) not in sys.path:
         sys.path.append(str(ROOT))
     try:
-        from hw.config import NicConfig
+        from hw.config import AXI_BYTES, NicConfig
     except ImportError as error:
         raise UsageError(f"the simulator needs the gateware's sources and Amaranth: {error}") from error
     values: dict[str, Any] = {
@@ -158,7 +158,10 @@ def _config(options: argparse.Namespace) -> NicConfig:
             values[name] = int(text)
         else:
             raise UsageError(f"--set {name} takes a number, true or false, not {text!r}")
-    return NicConfig(**values)
+    config = NicConfig(**values)
+    if config.axi_bytes != AXI_BYTES:
+        raise UsageError(f"axi_bytes must be {AXI_BYTES} in simulation, not {config.axi_bytes}")
+    return config
 
 
 def _plain_wires(options: argparse.Namespace) -> list[Wire]:

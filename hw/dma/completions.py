@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 
 from acceltcp.abi.messages import EventType, Status
 
+from ..config import AXI_BYTES
 from ..counts import counts_layout
 from .axi import WriteDone
 from .events import EventRequest
@@ -38,18 +39,23 @@ class RxComplete(wiring.Component):
         Nothing is held.
     """
 
-    records: In(stream.Signature(RxRecord))
-    answered: In(stream.Signature(WriteDone))
-    entries: Out(stream.Signature(RingEntry))
-    events: Out(stream.Signature(EventRequest))
-    counts: Out(counts_layout("rx_host_packets", "rx_host_bytes", "rx_buffer_errors"))
-    ended: Out(1)
-    idle: Out(1)
+    def __init__(self, axi_bytes=AXI_BYTES):
+        super().__init__(
+            {
+                "records": In(stream.Signature(RxRecord(axi_bytes))),
+                "answered": In(stream.Signature(WriteDone)),
+                "entries": Out(stream.Signature(RingEntry)),
+                "events": Out(stream.Signature(EventRequest)),
+                "counts": Out(counts_layout("rx_host_packets", "rx_host_bytes", "rx_buffer_errors")),
+                "ended": Out(1),
+                "idle": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         record = self.records.payload
-        got, refused = Signal(3), Signal()  # answers for the first record, and whether one was bad
+        got, refused = Signal.like(record.bursts, name="got"), Signal()  # answers for the first record, and whether one was bad
         entry, entry_valid = Signal(RingEntry, reset_less=True), Signal()
         event_valid = Signal()
         told = Signal.like(record.completion.tag, reset_less=True)

@@ -1,6 +1,7 @@
 """`DescriptorBuffer`: prefetched descriptors of all queues in block memory.
 
-One bank per lane of a beat, so that a beat is stored in one cycle, and only its wanted lanes.
+One bank per descriptor of a beat, so that a beat is stored in one cycle, and only its wanted lanes. Beats that hold
+less than a descriptor are gathered first.
 
 * Latency: read data to `stored` 2 cycles; `pop` to `popped` 4 cycles.
 * Throughput: one beat in and one descriptor out per cycle.
@@ -21,7 +22,8 @@ from ..config import AXI_BYTES
 from ..csr.bus import QUEUE_BITS
 from ..stream.fifo import StreamFifo
 from .axi import ReadBeat
-from .descriptor_burst import BURST, LANES, Burst
+from .descriptor_burst import BURST, Burst
+from .gather import gathered
 
 __all__ = ["BURSTS", "POPS", "DescriptorBuffer", "Popped"]
 
@@ -43,24 +45,24 @@ class Popped(data.Struct):
 
 
 class DescriptorBuffer(wiring.Component):
-    """Storage for `depth` descriptors of each of `queues` queues.
+    """Storage for `depth` descriptors of each of `queues` queues, from a bus of `axi_bytes`.
 
     Members
     -------
     burst: In(stream(Burst)): announced no later than its request.
-    response: In(stream(ReadBeat, always_ready)): the data of the bursts, in order.
+    response: In(stream(ReadBeat(axi_bytes), always_ready)): the data of the bursts, in order.
     stored, stored_queue, stored_index: descriptors of a queue up to this index are buffered now.
     pop, pop_queue, pop_index: answer with this descriptor; pop_ok becomes `ok` of the answer.
     popped: Out(stream(Popped)): at most `POPS` may be unanswered.
     idle: no burst is in flight.
     """
 
-    def __init__(self, queues, depth):
-        self._queues, self._depth = queues, depth
+    def __init__(self, queues, depth, axi_bytes=AXI_BYTES):
+        self._queues, self._depth, self._axi_bytes = queues, depth, axi_bytes
         super().__init__(
             {
                 "burst": In(stream.Signature(Burst)),
-                "response": In(stream.Signature(ReadBeat, always_ready=True)),
+                "response": In(stream.Signature(ReadBeat(axi_bytes), always_ready=True)),
                 "stored": Out(1),
                 "stored_queue": Out(QUEUE_BITS),
                 "stored_index": Out(16),
@@ -75,25 +77,28 @@ class DescriptorBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        rows = exact_log2(self._depth // LANES)
-        lane_bits = exact_log2(LANES)
+        word_bytes = max(self._axi_bytes, TX_DESCRIPTOR.size)
+        lanes_n = word_bytes // TX_DESCRIPTOR.size
+        rows = exact_log2(self._depth // lanes_n)
+        lane_bits = exact_log2(lanes_n)
         cell = data.StructLayout({"descriptor": 8 * TX_DESCRIPTOR.size, "error": 1})
         m.submodules.bursts = bursts = StreamFifo(Burst, BURSTS)
         connect(m, flipped(self.burst), bursts.i)
 
         # Store, stage 1: the beat and its place.
-        beat = Signal.like(self.response.payload, name="beat", reset_less=True)
+        word, word_valid = gathered(m, self.response, self._axi_bytes, word_bytes)
+        beat = Signal(ReadBeat(word_bytes), name="beat", reset_less=True)
         beat_valid = Signal()
-        m.d.sync += [beat.eq(self.response.payload), beat_valid.eq(self.response.valid)]
+        m.d.sync += [beat.eq(word), beat_valid.eq(word_valid)]
         first = Signal(init=1)
         next_index = Signal(16, reset_less=True)
         next_left = Signal(range(BURST + 1), reset_less=True)
         index, left = Signal(16), Signal(range(BURST + 1))
-        room, here = Signal(range(LANES + 1)), Signal(range(LANES + 1))
+        room, here = Signal(range(lanes_n + 1)), Signal(range(lanes_n + 1))
         m.d.comb += [
             index.eq(Mux(first, bursts.o.p.index, next_index)),
             left.eq(Mux(first, bursts.o.p.count, next_left)),
-            room.eq(LANES - index[:lane_bits]),
+            room.eq(lanes_n - index[:lane_bits]),
             here.eq(Mux(left < room, left, room)),
             bursts.o.ready.eq(beat_valid & beat.last),
         ]
@@ -101,9 +106,9 @@ class DescriptorBuffer(wiring.Component):
             m.d.sync += [first.eq(beat.last), next_index.eq(index + here), next_left.eq(left - here)]
 
         # Store, stage 2: write the wanted lanes.
-        wide = Signal(8 * AXI_BYTES, reset_less=True)
+        wide = Signal(8 * word_bytes, reset_less=True)
         wide_error = Signal(reset_less=True)
-        lanes = Signal(LANES)
+        lanes = Signal(lanes_n)
         row = Signal(QUEUE_BITS + rows, reset_less=True)
         stored_index, stored_queue = Signal(16, reset_less=True), Signal(QUEUE_BITS, reset_less=True)
         stored = Signal()
@@ -115,7 +120,7 @@ class DescriptorBuffer(wiring.Component):
             stored_queue.eq(bursts.o.p.queue),
             row.eq(Cat(index[lane_bits : lane_bits + rows], bursts.o.p.queue)),
         ]
-        for lane in range(LANES):
+        for lane in range(lanes_n):
             wanted = (lane >= index[:lane_bits]) & (lane < index[:lane_bits] + left)
             m.d.sync += lanes[lane].eq(beat_valid & wanted)
         m.d.comb += [
@@ -136,8 +141,8 @@ class DescriptorBuffer(wiring.Component):
             tags[0].index.eq(self.pop_index),
             tags[1].eq(tags[0]),
         ]
-        cells = Signal(data.ArrayLayout(cell, LANES), reset_less=True)
-        for lane in range(LANES):
+        cells = Signal(data.ArrayLayout(cell, lanes_n), reset_less=True)
+        for lane in range(lanes_n):
             memory = Memory(
                 shape=cell,
                 depth=max(self._queues, 2) << rows,
@@ -157,7 +162,7 @@ class DescriptorBuffer(wiring.Component):
             m.d.sync += cells[lane].eq(read.data)
         chosen = Signal(cell)
         m.d.comb += [
-            chosen.eq(cells[tags[1].index[:lane_bits]]),
+            chosen.eq(cells[tags[1].index[:lane_bits] if lane_bits else 0]),
             answers.i.valid.eq(asked[1]),
             answers.i.payload.eq(tags[1]),
             answers.i.p.descriptor.eq(chosen.descriptor),

@@ -21,8 +21,7 @@ from .axi import ReadRequest
 
 __all__ = ["BURST", "Burst", "BurstPlanner"]
 
-LANES = AXI_BYTES // TX_DESCRIPTOR.size
-"""Descriptors in a beat."""
+_DESCRIPTOR_BITS = exact_log2(TX_DESCRIPTOR.size)
 
 BURST = 16
 """Most descriptors in a burst."""
@@ -37,10 +36,10 @@ class Burst(data.Struct):
 
 
 class BurstPlanner(wiring.Component):
-    """Decides on one burst at a time, for a buffer of `depth` descriptors per queue."""
+    """Decides on one burst at a time, for a buffer of `depth` descriptors per queue and a bus of `axi_bytes`."""
 
-    def __init__(self, depth):
-        self._depth = depth
+    def __init__(self, depth, axi_bytes=AXI_BYTES):
+        self._depth, self._axi_bytes = depth, axi_bytes
         super().__init__(
             {
                 "queue": In(QUEUE_BITS),
@@ -90,8 +89,11 @@ class BurstPlanner(wiring.Component):
         m.d.sync += popped.eq(popped | self.popped)
 
         fits = Signal()
-        lane = exact_log2(TX_DESCRIPTOR.size)
-        beats = address[lane : exact_log2(AXI_BYTES)] + count + (LANES - 1)
+        lane, beat = _DESCRIPTOR_BITS, exact_log2(self._axi_bytes)
+        if beat >= lane:
+            beats = (address[lane:beat] + count + ((1 << beat - lane) - 1))[beat - lane :]
+        else:
+            beats = count << lane - beat
         m.d.comb += [
             fits.eq(used[: len(used)] + count <= self._depth),
             self.asked_new.eq(asked + count),
@@ -155,8 +157,8 @@ class BurstPlanner(wiring.Component):
                         ]
                         m.d.sync += [
                             request_valid.eq(1),
-                            request.address.eq(address & ~(AXI_BYTES - 1)),
-                            request.length.eq(beats[exact_log2(LANES) :] - 1),
+                            request.address.eq(address & ~((1 << max(lane, beat)) - 1)),
+                            request.length.eq(beats - 1),
                         ]
                         m.next = "Select"
         return m

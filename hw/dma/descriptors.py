@@ -1,7 +1,7 @@
 """`DescriptorFetch`: prefetches 16-byte descriptors of every queue's ring out of host memory.
 
 A doorbell says how far the host has filled the ring. What lies between is fetched in bursts of
-up to 16 descriptors (4 beats), never more than the doorbell allows, many bursts in flight, until
+up to 16 descriptors (256 bytes), never more than the doorbell allows, many bursts in flight, until
 `depth` descriptors of the queue are buffered or on their way. `pop` takes them out in ring order.
 
 * Latency: doorbell to read request 12 cycles; read data to `pending` 3 cycles; `pop` to
@@ -77,7 +77,7 @@ class DescriptorFetch(wiring.Component):
                 "hold": In(1),
                 "idle": Out(1),
                 "busy": Out(1),
-                "read": Out(ReadPort()),
+                "read": Out(ReadPort(config.axi_bytes)),
                 "pop": In(stream.Signature(queue)),
                 "popped": Out(stream.Signature(Popped)),
                 "pending": Out(config.queues),
@@ -112,8 +112,8 @@ class DescriptorFetch(wiring.Component):
         m.submodules.stored = stored = QueueMemory(queues, 16, 1)
         m.submodules.taken = taken = QueueMemory(queues, 16, 3)
         m.submodules.picker = picker = RoundPicker(queues)
-        m.submodules.planner = planner = BurstPlanner(self._depth)
-        m.submodules.buffer = buffer = DescriptorBuffer(queues, self._depth)
+        m.submodules.planner = planner = BurstPlanner(self._depth, self._config.axi_bytes)
+        m.submodules.buffer = buffer = DescriptorBuffer(queues, self._depth, self._config.axi_bytes)
         connect(m, bus=flipped(self.bus), doorbells=doorbells.bus)
         connect(m, error=flipped(self.doorbell_error), doorbells=doorbells.error)
         connect(m, request=flipped(self.read.request), planner=planner.request)

@@ -1,8 +1,8 @@
 """Writes ring entries to host memory, and says when they have arrived.
 
-Two neighbours that share a 64-byte beat leave as one beat when both are there, or arrive
+On a bus of 64 bytes two neighbours that share a beat leave as one beat when both are there, or arrive
 within a few cycles of each other: with one-line packets that is the difference between two
-and one and a half bus beats per packet. Latency, throughput, overflow and reset: see
+and one and a half bus beats per packet. On a narrower one every entry is a burst of its own. Latency, throughput, overflow and reset: see
 `EntryWriter`.
 """
 
@@ -24,7 +24,7 @@ class EntryWriter(wiring.Component):
 
     Latency: 5 cycles from `i` to the write request, and up to `PATIENCE` more for an
     entry in the lower half of a beat that has no neighbour yet. Throughput: one entry per
-    cycle, in half a beat each when they are neighbours. `write.request` is registered.
+    cycle, in half a beat each when they are neighbours; on a bus narrower than 64 bytes a beat per cycle, and no more latency. `write.request` is registered.
     Overflow: stalls `i` when `config.writes` writes wait for their answers. Reset: forgets.
 
     Parameters
@@ -53,7 +53,7 @@ class EntryWriter(wiring.Component):
             {
                 "bus": In(QueueBus()),
                 "i": In(stream.Signature(RingEntry)),
-                "write": Out(WritePort()),
+                "write": Out(WritePort(config.axi_bytes)),
                 "posted": Out(Posted),
                 "idle": Out(1),
             }
@@ -102,7 +102,8 @@ class EntryWriter(wiring.Component):
         with m.If(go[2]):
             m.d.sync += [valid[2].eq(valid[1]), stage[2].eq(stage[1]), address.eq(base[1] + offset)]
 
-        done = self._pair(m, stage[2], valid[2], address, take)
+        leave = self._pair if config.axi_bytes >= 2 * ENTRY_BYTES else self._burst
+        done = leave(m, stage[2], valid[2], address, take)
         m.d.comb += self.idle.eq(~self.i.valid & ~Cat(valid).any() & done)
         return m
 
@@ -115,10 +116,8 @@ class EntryWriter(wiring.Component):
         held_address = Signal(64, reset_less=True)
         held_valid = Signal()
         patience = Signal(range(self.PATIENCE + 1))
-        m.submodules.unanswered = unanswered = StreamFifo(
-            data.StructLayout({"queue": QUEUE_BITS, "index": 16}), self._config.writes, kind="block"
-        )
-        out = Signal(WriteBeat, reset_less=True)
+        unanswered = self._unanswered(m)
+        out = Signal(WriteBeat(self._config.axi_bytes), reset_less=True)
         out_valid = Signal()
         upper, mate, leave, room = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
@@ -162,7 +161,49 @@ class EntryWriter(wiring.Component):
         with m.Elif(patience != 0):
             m.d.sync += patience.eq(patience - 1)
 
-        # Answers may come before the record of their write stands on the FIFO's output.
+        return ~held_valid & ~out_valid & self._answer(m, unanswered)
+
+    def _burst(self, m, entry, valid, address, take):
+        """Each entry is a burst of its own: entries begin at multiples of their size, so none crosses 4 KiB.
+
+        Returns whether nothing is held and every write is answered.
+        """
+        axi_bytes = self._config.axi_bytes
+        beats = ENTRY_BYTES // axi_bytes
+        unanswered = self._unanswered(m)
+        octets = Signal(8 * ENTRY_BYTES, reset_less=True)  # shifted out, low bytes first
+        at = Signal(64, reset_less=True)
+        left = Signal(range(beats + 1))  # beats of it
+        out = self.write.request
+        m.d.comb += [
+            out.valid.eq(left != 0),
+            out.payload.address.eq(at),
+            out.payload.length.eq(beats - 1),
+            out.payload.data.eq(octets),
+            out.payload.strobe.eq(~0),
+            out.payload.last.eq(left == 1),
+            take.eq(valid & unanswered.i.ready & ((left == 0) | ((left == 1) & out.ready))),
+            unanswered.i.valid.eq(take),
+            unanswered.i.payload.queue.eq(entry.queue),
+            unanswered.i.payload.index.eq(entry.index + 1),
+        ]
+        with m.If(take):
+            m.d.sync += [octets.eq(entry.entry), at.eq(address), left.eq(beats)]
+        with m.Elif(out.valid & out.ready):
+            m.d.sync += [octets.eq(octets >> 8 * axi_bytes), left.eq(left - 1)]
+        return (left == 0) & self._answer(m, unanswered)
+
+    def _unanswered(self, m):
+        """What the writes under way bring, in order: entries of a queue up to an index."""
+        place = data.StructLayout({"queue": QUEUE_BITS, "index": 16})
+        m.submodules.unanswered = unanswered = StreamFifo(place, self._config.writes, kind="block")
+        return unanswered
+
+    def _answer(self, m, unanswered):
+        """Tell of writes that are answered. Returns whether all are, and told.
+
+        Answers may come before the record of their write stands on the FIFO's output.
+        """
         answers = Signal(range(self._config.writes + 4))
         pop = Signal()
         m.d.comb += [
@@ -175,4 +216,4 @@ class EntryWriter(wiring.Component):
             self.posted.queue.eq(unanswered.o.payload.queue),
             self.posted.index.eq(unanswered.o.payload.index),
         ]
-        return ~held_valid & ~out_valid & (unanswered.level == 0) & ~self.posted.valid
+        return (unanswered.level == 0) & ~self.posted.valid

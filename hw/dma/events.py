@@ -87,7 +87,7 @@ class EventWriter(wiring.Component):
             {
                 "bus": In(QueueBus()),
                 "i": In(stream.Signature(EventRequest)).array(inputs),
-                "write": Out(WritePort()),
+                "write": Out(WritePort(config.axi_bytes)),
                 "posted": Out(Posted),
                 "counts": Out(counts_layout("event_overflow", "doorbell_errors")),
                 "idle": Out(1),

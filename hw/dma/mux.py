@@ -21,6 +21,7 @@ AMBA AXI protocol specification (IHI 0022): A3.3 (dependencies between channels)
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.utils import exact_log2
 
 from ..config import AXI_BYTES
 from ..counts import counts_layout
@@ -34,15 +35,14 @@ __all__ = ["AxiMaster", "ReadMux", "WriteMux"]
 _READ_COUNTS = ("axi_read_errors", "axi_read_bytes")
 _WRITE_COUNTS = ("axi_write_errors", "axi_write_bytes")
 _INCR = 0b01
-_SIZE = AXI_BYTES.bit_length() - 1
 _OPEN_BITS = 16  # bursts in flight; the requesters' own limits are far below
 
 
-def _flat(prefixes):
-    """Members of the AXI master whose names start with one of `prefixes`."""
+def _flat(prefixes, axi_bytes):
+    """Members of the AXI master of this width whose names start with one of `prefixes`."""
     return {
         name: member
-        for name, member in AxiMasterSignature().members.items()
+        for name, member in AxiMasterSignature(axi_bytes).members.items()
         if name.startswith(prefixes)
     }
 
@@ -59,6 +59,8 @@ class ReadMux(wiring.Component):
     ----------
     requesters : int
         1 to 4.
+    axi_bytes : int
+        Width of the bus.
 
     Members
     -------
@@ -69,15 +71,15 @@ class ReadMux(wiring.Component):
         No burst waits or is in flight.
     """
 
-    def __init__(self, requesters):
+    def __init__(self, requesters, axi_bytes=AXI_BYTES):
         _check_requesters("requesters", requesters)
-        self._requesters = requesters
+        self._requesters, self._axi_bytes = requesters, axi_bytes
         super().__init__(
             {
-                "ports": In(ReadPort()).array(requesters),
+                "ports": In(ReadPort(axi_bytes)).array(requesters),
                 "counts": Out(counts_layout(*_READ_COUNTS)),
                 "idle": Out(1),
-                **_flat(("ar", "r")),
+                **_flat(("ar", "r"), axi_bytes),
             }
         )
 
@@ -119,16 +121,16 @@ class ReadMux(wiring.Component):
             self.arlen.eq(requests.o.payload.request.length),
             self.arid.eq(requests.o.payload.id),
             self.arvalid.eq(requests.o.valid),
-            self.arsize.eq(_SIZE),
+            self.arsize.eq(exact_log2(self._axi_bytes)),
             self.arburst.eq(_INCR),
             requests.o.ready.eq(self.arready),
         ]
 
         # Responses: one register, then one more so that the fan-out starts at a register.
-        rdata, rerror = Signal(8 * AXI_BYTES, reset_less=True), Signal(reset_less=True)
+        rdata, rerror = Signal(8 * self._axi_bytes, reset_less=True), Signal(reset_less=True)
         rlast, rid = Signal(reset_less=True), Signal(AXI_ID_BITS, reset_less=True)
         rvalid = Signal()
-        odata, oerror = Signal(8 * AXI_BYTES, reset_less=True), Signal(reset_less=True)
+        odata, oerror = Signal(8 * self._axi_bytes, reset_less=True), Signal(reset_less=True)
         olast, ovalid = Signal(reset_less=True), Signal(n)
         m.d.comb += self.rready.eq(1)
         m.d.sync += [
@@ -142,7 +144,7 @@ class ReadMux(wiring.Component):
             oerror.eq(rerror),
             olast.eq(rlast),
             self.counts.axi_read_errors.eq(rvalid & rerror),
-            self.counts.axi_read_bytes.eq(Mux(rvalid, AXI_BYTES, 0)),
+            self.counts.axi_read_bytes.eq(Mux(rvalid, self._axi_bytes, 0)),
         ]
         for k, port in enumerate(self.ports):
             m.d.comb += [
@@ -165,6 +167,8 @@ class WriteMux(wiring.Component):
     ----------
     requesters : int
         1 to 4.
+    axi_bytes : int
+        Width of the bus.
 
     Members
     -------
@@ -175,15 +179,15 @@ class WriteMux(wiring.Component):
         No burst waits or is in flight.
     """
 
-    def __init__(self, requesters):
+    def __init__(self, requesters, axi_bytes=AXI_BYTES):
         _check_requesters("requesters", requesters)
-        self._requesters = requesters
+        self._requesters, self._axi_bytes = requesters, axi_bytes
         super().__init__(
             {
-                "ports": In(WritePort()).array(requesters),
+                "ports": In(WritePort(axi_bytes)).array(requesters),
                 "counts": Out(counts_layout(*_WRITE_COUNTS)),
                 "idle": Out(1),
-                **_flat(("aw", "w", "b")),
+                **_flat(("aw", "w", "b"), axi_bytes),
             }
         )
 
@@ -196,7 +200,7 @@ class WriteMux(wiring.Component):
         m = Module()
         n = self._requesters
         address = data.StructLayout({"id": AXI_ID_BITS, "address": 64, "length": 8})
-        beat = data.StructLayout({"data": 8 * AXI_BYTES, "strobe": AXI_BYTES, "last": 1})
+        beat = data.StructLayout({"data": 8 * self._axi_bytes, "strobe": self._axi_bytes, "last": 1})
         m.submodules.addresses = addresses = StreamFifo(address, 16, kind="lutram")
         m.submodules.beats = beats = StreamFifo(beat, 16, kind="block")
 
@@ -259,7 +263,7 @@ class WriteMux(wiring.Component):
             self.awlen.eq(aw.payload.length),
             self.awid.eq(aw.payload.id),
             self.awvalid.eq(aw.valid),
-            self.awsize.eq(_SIZE),
+            self.awsize.eq(exact_log2(self._axi_bytes)),
             self.awburst.eq(_INCR),
             aw.ready.eq(self.awready),
             self.wdata.eq(w.payload.data),
@@ -270,12 +274,12 @@ class WriteMux(wiring.Component):
         ]
 
         # Bytes written = strobes set, added up over two cycles.
-        sent = Signal(AXI_BYTES)
-        parts = Signal(data.ArrayLayout(4, AXI_BYTES // 8))
+        sent = Signal(self._axi_bytes)
+        parts = Signal(data.ArrayLayout(4, self._axi_bytes // 8))
         m.d.sync += sent.eq(Mux(w.valid & w.ready, w.payload.strobe, 0))
-        for k in range(AXI_BYTES // 8):
+        for k in range(self._axi_bytes // 8):
             m.d.sync += parts[k].eq(sum(sent[8 * k + i] for i in range(8)))
-        m.d.sync += self.counts.axi_write_bytes.eq(sum(parts[k] for k in range(AXI_BYTES // 8)))
+        m.d.sync += self.counts.axi_write_bytes.eq(sum(parts[k] for k in range(self._axi_bytes // 8)))
 
 
 class AxiMaster(wiring.Component):
@@ -285,6 +289,8 @@ class AxiMaster(wiring.Component):
     ----------
     reads, writes : int
         Requesters on either side, 1 to 4.
+    axi_bytes : int
+        Width of the bus.
 
     Members
     -------
@@ -295,14 +301,15 @@ class AxiMaster(wiring.Component):
     idle : Out(1)
     """
 
-    def __init__(self, reads, writes):
+    def __init__(self, reads, writes, axi_bytes=AXI_BYTES):
         _check_requesters("reads", reads)
         _check_requesters("writes", writes)
+        self._axi_bytes = axi_bytes
         super().__init__(
             {
-                "reads": In(ReadPort()).array(reads),
-                "writes": In(WritePort()).array(writes),
-                "axi": Out(AxiMasterSignature()),
+                "reads": In(ReadPort(axi_bytes)).array(reads),
+                "writes": In(WritePort(axi_bytes)).array(writes),
+                "axi": Out(AxiMasterSignature(axi_bytes)),
                 "counts": Out(counts_layout(*_READ_COUNTS, *_WRITE_COUNTS)),
                 "idle": Out(1),
             }
@@ -310,13 +317,13 @@ class AxiMaster(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.read = read = ReadMux(len(self.reads))
-        m.submodules.write = write = WriteMux(len(self.writes))
+        m.submodules.read = read = ReadMux(len(self.reads), self._axi_bytes)
+        m.submodules.write = write = WriteMux(len(self.writes), self._axi_bytes)
         # A register in front of each arbiter: what a requester does before it offers a request
         # and what others do once theirs is taken would else be one long path.
         for side, ports, mux, shape in (
             ("read", self.reads, read, ReadRequest),
-            ("write", self.writes, write, WriteBeat),
+            ("write", self.writes, write, WriteBeat(self._axi_bytes)),
         ):
             for k, port in enumerate(ports):
                 m.submodules[f"{side}_request{k}"] = buffer = StreamBuffer(shape)
@@ -327,7 +334,7 @@ class AxiMaster(wiring.Component):
             (read, ("ar", "r"), _READ_COUNTS),
             (write, ("aw", "w", "b"), _WRITE_COUNTS),
         ):
-            for name, member in _flat(prefixes).items():
+            for name, member in _flat(prefixes, self._axi_bytes).items():
                 if member.flow is Out:
                     m.d.comb += getattr(self.axi, name).eq(getattr(mux, name))
                 else:

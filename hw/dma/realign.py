@@ -6,10 +6,10 @@ later beat. A fixed-latency pipeline without backpressure: who feeds it has rese
 what comes out.
 
 * Latency: output beat k follows 4 cycles after input beat k + 1; if there is none, 5 cycles after
-  input beat k.
+  input beat k; a cycle less for 8 or 16 bytes.
 * Throughput: one input beat per cycle, packets back to back. A packet gives at most as many
   output beats as it has input beats.
-* Registered: every stage and the output. Rotation takes three stages of one 4:1 multiplexer.
+* Registered: every stage and the output. Rotation takes a stage of one 4:1 multiplexer for every two bits of the offset.
 * Reset: forgets what is under way. Data registers are not cleared.
 """
 
@@ -22,22 +22,17 @@ from ..config import AXI_BYTES
 
 __all__ = ["Realigner"]
 
-_SHIFT_BITS = exact_log2(AXI_BYTES)
 
 
-class _Beat(data.Struct):
+def _Beat(axi_bytes):  # noqa: N802
     """A beat on its way through the rotation."""
-
-    data: 8 * AXI_BYTES
-    offset: _SHIFT_BITS
-    length: 16
-    first: 1
-    last: 1
-    error: 1
+    return data.StructLayout(
+        {"data": 8 * axi_bytes, "offset": exact_log2(axi_bytes), "length": 16, "first": 1, "last": 1, "error": 1}
+    )
 
 
 class Realigner(wiring.Component):
-    """Bus beats in, packet beats out, both of `AXI_BYTES`.
+    """Bus beats in, packet beats out, both of `axi_bytes`.
 
     Members
     -------
@@ -50,19 +45,20 @@ class Realigner(wiring.Component):
         any input beat had an error.
     """
 
-    def __init__(self):
+    def __init__(self, axi_bytes=AXI_BYTES):
+        self._axi_bytes = axi_bytes
         super().__init__(
             {
                 "i_valid": In(1),
-                "i_data": In(8 * AXI_BYTES),
+                "i_data": In(8 * axi_bytes),
                 "i_error": In(1),
                 "i_first": In(1),
                 "i_last": In(1),
-                "i_offset": In(_SHIFT_BITS),
+                "i_offset": In(exact_log2(axi_bytes)),
                 "i_length": In(16),
                 "o_valid": Out(1),
-                "o_data": Out(8 * AXI_BYTES),
-                "o_count": Out(_SHIFT_BITS + 1),
+                "o_data": Out(8 * axi_bytes),
+                "o_count": Out(exact_log2(axi_bytes) + 1),
                 "o_last": Out(1),
                 "o_err": Out(1),
             }
@@ -70,7 +66,8 @@ class Realigner(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        beat = Signal(_Beat, name="input")
+        axi_bytes, layout = self._axi_bytes, _Beat(self._axi_bytes)
+        beat = Signal(layout, name="input")
         m.d.comb += [
             beat.data.eq(self.i_data),
             beat.offset.eq(self.i_offset),
@@ -81,20 +78,20 @@ class Realigner(wiring.Component):
         ]
         valid = self.i_valid
 
-        # Stages 1 to 3: rotate by 0 to 3, 0 to 12, 0 to 48 bytes.
-        for stage in range(_SHIFT_BITS // 2):
-            turned = Signal(_Beat, name=f"turned{stage}", reset_less=True)
+        # Stages 1 to 3: rotate by 0 to 3, 0 to 12, 0 to 48 bytes, as far as there are so many.
+        for stage in range((exact_log2(axi_bytes) + 1) // 2):
+            turned = Signal(layout, name=f"turned{stage}", reset_less=True)
             turned_valid = Signal(name=f"turned{stage}_valid")
             m.d.sync += [turned.eq(beat), turned_valid.eq(valid)]
             with m.Switch(beat.offset[2 * stage : 2 * stage + 2]):
-                for amount in range(1, 4):
+                for amount in range(1, min(4, axi_bytes >> 2 * stage)):
                     with m.Case(amount):
                         m.d.sync += turned.data.eq(beat.data.rotate_right(8 * amount << 2 * stage))
             beat, valid = turned, turned_valid
 
         # Which lanes of an output beat stand in its earlier input beat.
-        early = Signal(AXI_BYTES, reset_less=True)
-        held = Signal(8 * AXI_BYTES, reset_less=True)
+        early = Signal(axi_bytes, reset_less=True)
+        held = Signal(8 * axi_bytes, reset_less=True)
         left = Signal(16, reset_less=True)
         error = Signal(reset_less=True)
         flush = Signal()
@@ -106,25 +103,25 @@ class Realigner(wiring.Component):
             with m.If(beat.first):
                 m.d.sync += [
                     left.eq(beat.length),
-                    early.eq(Cat(lane + beat.offset < AXI_BYTES for lane in range(AXI_BYTES))),
+                    early.eq(Cat(lane + beat.offset < axi_bytes for lane in range(axi_bytes))),
                 ]
             with m.Else():
-                m.d.sync += left.eq(left - AXI_BYTES)
+                m.d.sync += left.eq(left - axi_bytes)
 
         # Stage 4: the output beat. A packet whose tail is already held is flushed in the next
         # cycle; the first beat of another packet, coming in then, gives no output of its own.
-        m.d.sync += flush.eq(valid & beat.last & (beat.first | (left > AXI_BYTES)))
+        m.d.sync += flush.eq(valid & beat.last & (beat.first | (left > axi_bytes)))
         o_data = Signal.like(self.o_data, reset_less=True)
         o_count = Signal.like(self.o_count, reset_less=True)
         o_last, o_err = Signal(reset_less=True), Signal(reset_less=True)
         ends = Signal()
-        m.d.comb += ends.eq(left <= AXI_BYTES)
-        for lane in range(AXI_BYTES):
+        m.d.comb += ends.eq(left <= axi_bytes)
+        for lane in range(axi_bytes):
             octet = slice(8 * lane, 8 * lane + 8)
             m.d.sync += o_data[octet].eq(Mux(early[lane], held[octet], beat.data[octet]))
         m.d.sync += [
             self.o_valid.eq(flush | (valid & ~beat.first)),
-            o_count.eq(Mux(ends, left, AXI_BYTES)),
+            o_count.eq(Mux(ends, left, axi_bytes)),
             o_last.eq(ends),
             o_err.eq(error | (~flush & beat.error)),
         ]

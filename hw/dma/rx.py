@@ -6,7 +6,7 @@
       (free buffers)    \\-- records --> FIFO ------------------------> RxComplete -> EntryWriter
 
 Latency: about 12 cycles from `dispatch` to `take`, 8 from a packet's beat to its write, 7 from
-the last answer to the completion's write. Throughput: one line of 64 bytes per cycle; with
+the last answer to the completion's write. Throughput: one line (as wide as the bus) per cycle; with
 one-line packets to one queue two packets in three bus beats, for as long as `config.writes`
 packets hide the bus's latency. Ordering: completions of a queue are written in the order of
 `dispatch`, each only after the bus has answered all writes of its payload.
@@ -20,7 +20,6 @@ from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from ..config import AXI_BYTES
 from ..counts import counts_layout
 from ..csr.bus import QueueBus
 from ..packet.meta import RxDispatch
@@ -90,9 +89,9 @@ class RxDma(wiring.Component):
                 "dispatch": In(stream.Signature(RxDispatch)),
                 "take": Out(stream.Signature(TAKE)).array(config.ports),
                 "packets": packets,
-                "free_read": Out(ReadPort()),
-                "write": Out(WritePort()),
-                "completion_write": Out(WritePort()),
+                "free_read": Out(ReadPort(config.axi_bytes)),
+                "write": Out(WritePort(config.axi_bytes)),
+                "completion_write": Out(WritePort(config.axi_bytes)),
                 "posted": Out(Posted),
                 "events": Out(stream.Signature(EventRequest)),
                 "counts": Out(counts_layout(*_COUNTS)),
@@ -105,8 +104,8 @@ class RxDma(wiring.Component):
         m.submodules.fetch = fetch = DescriptorFetch(config, "rx_free")
         m.submodules.allocate = allocate = RxAllocate(config)
         m.submodules.writer = writer = RxWrite(config)
-        m.submodules.records = records = StreamFifo(RxRecord, config.writes, kind="block")
-        m.submodules.complete = complete = RxComplete()
+        m.submodules.records = records = StreamFifo(RxRecord(config.axi_bytes), config.writes, kind="block")
+        m.submodules.complete = complete = RxComplete(config.axi_bytes)
         m.submodules.entries = entries = EntryWriter(config, "rx_completion")
 
         for part in (fetch, allocate, entries):
@@ -126,10 +125,10 @@ class RxDma(wiring.Component):
         m.d.comb += self.posted.eq(entries.posted)
         for port in range(config.ports):
             connect(m, allocate.take[port], flipped(self.take[port]))
-            if config.width == AXI_BYTES:
+            if config.width == config.axi_bytes:
                 connect(m, flipped(self.packets[port]), writer.packets[port])
             else:
-                upsizer = Upsizer(config.width, AXI_BYTES)
+                upsizer = Upsizer(config.width, config.axi_bytes)
                 m.submodules[f"upsizer{port}"] = upsizer
                 connect(m, flipped(self.packets[port]), upsizer.i)
                 connect(m, upsizer.o, writer.packets[port])

@@ -21,15 +21,18 @@ Overflow: stalls `dispatch`. Reset: forgets what is under way; every queue is of
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.utils import exact_log2
 
 from acceltcp.abi.messages import RX_COMPLETION, RX_FREE, Status
 
 from ..abi import message_layout
+from ..config import AXI_BYTES
 from ..counts import counts_layout
 from ..csr.bus import QUEUE_BITS, QueueBus
 from ..packet.meta import RxDispatch
 from ..stream.fifo import StreamFifo
 from ..stream.fork import TAKE
+from .axi import burst_bytes
 from .descriptors import Popped
 from .ring import QueueNumber, RingSlots
 
@@ -37,26 +40,30 @@ __all__ = ["RxAllocate", "RxPlan", "RxRecord"]
 
 _PENDING = 32  # packets between claim and popped buffer: more than the latency of a pop
 _TAKES = 16
+_FRAME = 1 << 14  # above every `max_frame`
 
 
-class RxPlan(data.Struct):
-    """Where a packet goes. `lane` is a byte's position in its 64-byte line."""
+def RxPlan(axi_bytes=AXI_BYTES):  # noqa: N802
+    """Where a packet goes. `lane` is a byte's position in its line, which is as long as the bus is wide."""
+    lane_bits = exact_log2(axi_bytes)
+    return data.StructLayout(
+        {
+            "port": 1,
+            "line": 64 - lane_bits,  # address / axi_bytes
+            "shift": lane_bits,  # lane of the first byte
+            "end": lane_bits,  # lane of the last byte
+            "lines": 15 - lane_bits,  # lines touched, less one
+            "residual": 1,  # more lines than beats: the last line has no beat of its own
+        }
+    )
 
-    port: 1
-    line: 58  # address / 64
-    shift: 6  # lane of the first byte
-    end: 6  # lane of the last byte
-    lines: 9  # lines touched, less one
-    residual: 1  # more lines than beats: the last line has no beat of its own
 
-
-class RxRecord(data.Struct):
-    """A completion that waits for `bursts` write answers (0 to 5)."""
-
-    queue: QUEUE_BITS
-    index: 16
-    bursts: 3
-    completion: message_layout(RX_COMPLETION)
+def RxRecord(axi_bytes=AXI_BYTES):  # noqa: N802
+    """A completion that waits for `bursts` write answers: 0 to one more than the largest frame has bursts."""
+    bursts = _FRAME // burst_bytes(axi_bytes) + 1
+    return data.StructLayout(
+        {"queue": QUEUE_BITS, "index": 16, "bursts": range(bursts + 1), "completion": message_layout(RX_COMPLETION)}
+    )
 
 
 class RxAllocate(wiring.Component):
@@ -72,9 +79,9 @@ class RxAllocate(wiring.Component):
     pop, popped
         To the fetch of RX_FREE descriptors.
     take : Out(stream.Signature(TAKE)), one per port
-    plan : Out(stream.Signature(RxPlan))
+    plan : Out(stream.Signature(RxPlan(config.axi_bytes)))
         One per packet taken for the host, in the order of the takes.
-    records : Out(stream.Signature(RxRecord))
+    records : Out(stream.Signature(RxRecord(config.axi_bytes)))
         One per buffer popped, in order.
     doorbell_error : Out(stream.Signature(QueueNumber))
         Of the completion ring.
@@ -95,8 +102,8 @@ class RxAllocate(wiring.Component):
                 "pop": Out(stream.Signature(data.StructLayout({"queue": QUEUE_BITS}))),
                 "popped": In(stream.Signature(Popped)),
                 "take": Out(stream.Signature(TAKE)).array(config.ports),
-                "plan": Out(stream.Signature(RxPlan)),
-                "records": Out(stream.Signature(RxRecord)),
+                "plan": Out(stream.Signature(RxPlan(config.axi_bytes))),
+                "records": Out(stream.Signature(RxRecord(config.axi_bytes))),
                 "doorbell_error": Out(stream.Signature(QueueNumber)),
                 "counts": Out(
                     counts_layout("rx_drop_no_buffer", "rx_drop_completion_full", "doorbell_errors")
@@ -188,7 +195,7 @@ class RxAllocate(wiring.Component):
                     | (free.length[:16] < frame)
                     | (free.address[16:].all() & buffer_end[16] & buffer_end[:16].any())
                 ),
-                span.eq(free.address[:12] + frame),
+                span.eq(free.address[: exact_log2(burst_bytes(self._config.axi_bytes))] + frame),
             ]
         lost = s2_valid & s2_go & s2.dispatch.keep & ~has
         m.d.sync += [
@@ -207,16 +214,18 @@ class RxAllocate(wiring.Component):
         valid, go = Signal(), Signal()
         port, keep, has4 = Signal(reset_less=True), Signal(reset_less=True), Signal(reset_less=True)
         forward = Signal(reset_less=True)
-        plan = Signal(RxPlan, reset_less=True)
-        record = Signal(RxRecord, reset_less=True)
+        lane_bits = exact_log2(self._config.axi_bytes)
+        plan_layout, record_layout = RxPlan(self._config.axi_bytes), RxRecord(self._config.axi_bytes)
+        plan = Signal(plan_layout, reset_less=True)
+        record = Signal(record_layout, reset_less=True)
         completion = s3.dispatch.completion
         final = Signal(16)  # frame length - 1
-        first_end = Signal(7)
+        first_end = Signal(lane_bits + 1)
         last = Signal(17)
         bad = bad_length | bad_read
         m.d.comb += [
             final.eq(completion.length - 1),
-            first_end.eq(free.address[:6] + final[:6]),
+            first_end.eq(free.address[:lane_bits] + final[:lane_bits]),
             last.eq(span - 1),
             s3_go.eq(~valid | go),
         ]
@@ -228,14 +237,14 @@ class RxAllocate(wiring.Component):
                 keep.eq(has & ~bad),
                 forward.eq(s3.dispatch.forward),
                 plan.port.eq(s3.dispatch.port),
-                plan.line.eq(free.address[6:]),
-                plan.shift.eq(free.address[:6]),
-                plan.end.eq(first_end[:6]),
-                plan.residual.eq(first_end[6]),
-                plan.lines.eq(final[6:] + first_end[6]),
+                plan.line.eq(free.address[lane_bits:]),
+                plan.shift.eq(free.address[:lane_bits]),
+                plan.end.eq(first_end[:lane_bits]),
+                plan.residual.eq(first_end[lane_bits]),
+                plan.lines.eq(final[lane_bits:] + first_end[lane_bits]),
                 record.queue.eq(s3.dispatch.queue),
                 record.index.eq(index),
-                record.bursts.eq(Mux(bad, 0, last[12:] + 1)),
+                record.bursts.eq(Mux(bad, 0, last[exact_log2(burst_bytes(self._config.axi_bytes)) :] + 1)),
                 record.completion.eq(completion),
                 # A descriptor that could not be read has no tag to give back.
                 record.completion.tag.eq(Mux(bad_read, 0, free.tag)),
@@ -247,7 +256,7 @@ class RxAllocate(wiring.Component):
                 m.d.sync += record.completion.length.eq(0)
 
         # All three leave in the same cycle. Each `ready` below stays until it is used.
-        m.submodules.plans = plans = StreamFifo(RxPlan, _TAKES, kind="block")
+        m.submodules.plans = plans = StreamFifo(plan_layout, _TAKES, kind="block")
         connect(m, plans.o, flipped(self.plan))
         ready = Signal()
         with m.Switch(port):
@@ -258,7 +267,7 @@ class RxAllocate(wiring.Component):
                 with m.Case(k):
                     m.d.comb += [ready.eq(takes.i.ready), takes.i.valid.eq(valid & go)]
                 m.d.comb += [takes.i.p.host.eq(keep), takes.i.p.forward.eq(forward)]
-        m.submodules.held = held = StreamFifo(RxRecord, 4, kind="block")
+        m.submodules.held = held = StreamFifo(record_layout, 4, kind="block")
         connect(m, held.o, flipped(self.records))
         m.d.comb += [
             go.eq(ready & plans.i.ready & held.i.ready),

@@ -23,7 +23,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from acceltcp.abi.messages import COMMAND, EventType, Status
 
-from ..config import AXI_BYTES, NicConfig
+from ..config import NicConfig
 from ..counts import counts_layout
 from ..csr.bus import QueueBus
 from ..packet.meta import TxMeta, TxPatch
@@ -41,6 +41,9 @@ __all__ = ["TxCommand", "TxDma", "TxFrame", "TxFrameDone"]
 
 EXIT_BEATS = 32
 """Packet beats between read buffer and output: more than the pipeline's round trip."""
+
+JOB_BYTES = 64
+"""There is room for as many jobs as read data would be if each had so many."""
 
 EVENTS = 32
 """Events that wait for the event writer before the data path stops."""
@@ -101,7 +104,7 @@ class TxDma(wiring.Component):
     frames: In(stream(TxFrame(config))): final frames; they take turns with descriptors.
     frames_done: Out(stream(TxFrameDone(config))): one per final frame, in order. Who takes no ends stops
         everything.
-    packets: Out(packet_stream(64)).
+    packets: Out(packet_stream(config.axi_bytes)).
     meta: Out(stream(TxMeta)): one per packet, offered before its first beat.
     commands: Out(stream(TxCommand)).
     events: Out(stream(EventRequest)): TX_DONE, TX_ERROR, QUEUE_ERROR for refused TX doorbells.
@@ -121,11 +124,11 @@ class TxDma(wiring.Component):
                 "commanding": Out(1),
                 "idle": Out(1),
                 "busy": Out(1),
-                "descriptor_read": Out(ReadPort()),
-                "read": Out(ReadPort()),
+                "descriptor_read": Out(ReadPort(config.axi_bytes)),
+                "read": Out(ReadPort(config.axi_bytes)),
                 "frames": In(stream.Signature(TxFrame(config))),
                 "frames_done": Out(stream.Signature(TxFrameDone(config))),
-                "packets": Out(packet_stream(AXI_BYTES)),
+                "packets": Out(packet_stream(config.axi_bytes)),
                 "meta": Out(stream.Signature(TxMeta)),
                 "commands": Out(stream.Signature(TxCommand)),
                 "events": Out(stream.Signature(EventRequest)),
@@ -140,7 +143,7 @@ class TxDma(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        beats = self._config.read_beats
+        beats, axi_bytes = self._config.read_beats, self._config.axi_bytes
 
         # Descriptors.
         m.submodules.fetch = fetch = DescriptorFetch(self._config, "tx")
@@ -177,8 +180,8 @@ class TxDma(wiring.Component):
         ]
 
         # What has been asked for, and the data as they come.
-        m.submodules.jobs = jobs = StreamFifo(TxJob, beats, kind="block")
-        octets = data.StructLayout({"data": 8 * AXI_BYTES, "error": 1})
+        m.submodules.jobs = jobs = StreamFifo(TxJob(axi_bytes), beats * axi_bytes // JOB_BYTES, kind="block")
+        octets = data.StructLayout({"data": 8 * axi_bytes, "error": 1})
         m.submodules.buffer = buffer = StreamFifo(octets, beats, kind="block")
         connect(m, read=read.jobs, jobs=jobs.i)
         taken = Signal()
@@ -194,8 +197,8 @@ class TxDma(wiring.Component):
 
         # Out of the buffer into the realigner, and who hears of it.
         m.submodules.feed = feed = _Feed(self._config)
-        m.submodules.realigner = realigner = Realigner()
-        m.submodules.exit = leave = StreamFifo(BeatLayout(AXI_BYTES), EXIT_BEATS, kind="block")
+        m.submodules.realigner = realigner = Realigner(axi_bytes)
+        m.submodules.exit = leave = StreamFifo(BeatLayout(axi_bytes), EXIT_BEATS, kind="block")
         m.submodules.leaving = leaving = StreamFifo(_Leaving, EXIT_BEATS)
         m.submodules.meta = meta = StreamFifo(TxMeta, EXIT_BEATS)
         m.submodules.events = events = StreamFifo(EventRequest, EVENTS, kind="block")
@@ -252,22 +255,23 @@ class TxDma(wiring.Component):
         # The way out: a packet, a command, or (a command that could not be read) nothing.
         command = leaving.o.p.command
         here = leave.o.valid & leaving.o.valid
+        whole, last = self._command(m, leave.o, axi_bytes)
         m.d.comb += [
             self.packets.payload.eq(leave.o.payload),
             self.packets.valid.eq(here & ~command),
             self.commands.p.queue.eq(leaving.o.p.queue),
             self.commands.p.index.eq(leaving.o.p.index),
-            self.commands.p.command.eq(leave.o.p.data),
-            self.commands.valid.eq(here & command & ~leave.o.p.err),
+            self.commands.p.command.eq(whole),
+            self.commands.valid.eq(here & command & ~leave.o.p.err & last),
             leave.o.ready.eq(
-                leaving.o.valid & Mux(command, self.commands.ready | leave.o.p.err, self.packets.ready)
+                leaving.o.valid & Mux(command, self.commands.ready | leave.o.p.err | ~last, self.packets.ready)
             ),
             leaving.o.ready.eq(leave.o.valid & leave.o.ready & leave.o.p.last),
         ]
 
         # Commands under way, from the descriptor to its taking or its error.
         commands = Signal(range(COMMANDS + 1))
-        gone = (leaving.o.valid & command & leave.o.valid & leave.o.ready) + feed.refused
+        gone = (leaving.o.valid & command & leave.o.valid & leave.o.ready & last) + feed.refused
         m.d.sync += [
             commands.eq(commands + read.command - gone),
             read.command_free.eq(self.command_room > commands + read.command),
@@ -288,15 +292,25 @@ class TxDma(wiring.Component):
         ]
         return m
 
+    @staticmethod
+    def _command(m, beats, axi_bytes):
+        """The command whose last beat stands on `beats`, and whether this is the last. On a bus of 64 bytes it always is."""
+        if axi_bytes == COMMAND.size:
+            return beats.p.data, C(1)
+        held = Signal(8 * (COMMAND.size - axi_bytes), reset_less=True)
+        with m.If(beats.valid & beats.ready):
+            m.d.sync += held.eq(Cat(held, beats.p.data)[8 * axi_bytes :])
+        return Cat(held, beats.p.data), beats.p.last
+
 
 class _Feed(wiring.Component):
     """Hands a job's beats on, one per cycle, and says what becomes of the job."""
 
     def __init__(self, config):
-        octets = data.StructLayout({"data": 8 * AXI_BYTES, "error": 1})
+        octets = data.StructLayout({"data": 8 * config.axi_bytes, "error": 1})
         super().__init__(
             {
-                "jobs": In(stream.Signature(TxJob)),
+                "jobs": In(stream.Signature(TxJob(config.axi_bytes))),
                 "beats": In(stream.Signature(octets)),
                 "notes": In(stream.Signature(_Note(config))),
                 "exit_free": In(1),

@@ -2,7 +2,7 @@
 
 Descriptors of the hosts and final frames of flows (docs/teardown.md) take turns. Each becomes one
 `TxJob`, in order, with the outcome of its checks; a job whose status is not OK is asked nothing
-for. The others are cut into bursts at 4 KiB boundaries.
+for. The others are cut into bursts at multiples of `burst_bytes`.
 
 * Latency: 4 cycles from descriptor or frame to read request.
 * Throughput: one descriptor or frame and one burst per cycle; one of n bursts takes n cycles. While both
@@ -26,13 +26,11 @@ from ..abi import message_layout
 from ..config import AXI_BYTES, NicConfig
 from ..csr.bus import QUEUE_BITS
 from ..packet.meta import TxPatch
-from .axi import ReadRequest
+from .axi import ReadRequest, burst_bytes
 from .descriptors import Popped
 
 __all__ = ["FINAL_OFFSETS", "TIMESTAMPS_BYTES", "TxFrame", "TxJob", "TxRead"]
 
-PAGE_BEATS = 4096 // AXI_BYTES
-BEAT_BITS = exact_log2(AXI_BYTES)
 LENGTH_BITS = 14
 """Frames have at most 16,128 bytes (`NicConfig`)."""
 
@@ -69,30 +67,31 @@ def TxFrame(config):  # noqa: N802
     )
 
 
-class TxJob(data.Struct):
+def TxJob(axi_bytes=AXI_BYTES):  # noqa: N802
     """A checked descriptor or final frame on its way through the TX DMA."""
+    return data.StructLayout(
+        {
+            "queue": QUEUE_BITS,
+            "index": 16,  # free-running ring index
+            "status": 4,  # acceltcp.abi.messages.Status; anything but OK: nothing is read
+            "command": 1,  # else a frame
+            "final": 1,  # a final frame of a flow: no queue, no index, no event
+            "notify": 1,  # TX_DONE is asked for
+            "offset": exact_log2(axi_bytes),  # of the first byte in the first bus beat
+            "length": LENGTH_BITS,
+            "beats": range((1 << LENGTH_BITS) // axi_bytes + 2),  # of the bus
+            "extra": 1,  # one more beat on the bus than in the packet
+            "port": 1,
+            "l3_offset": 8,
+            "l4_offset": 8,
+            "flags": 6,  # TxFlag
+        }
+    )
 
-    queue: QUEUE_BITS
-    index: 16  # free-running ring index
-    status: 4  # acceltcp.abi.messages.Status; anything but OK: nothing is read
-    command: 1  # else a frame
-    final: 1  # a final frame of a flow: no queue, no index, no event
-    notify: 1  # TX_DONE is asked for
-    offset: BEAT_BITS  # of the first byte in the first bus beat
-    length: LENGTH_BITS
-    beats: range((1 << LENGTH_BITS) // AXI_BYTES + 2)  # of the bus
-    extra: 1  # one more beat on the bus than in the packet
-    port: 1
-    l3_offset: 8
-    l4_offset: 8
-    flags: 6  # TxFlag
 
-
-class _Checked(data.Struct):
+def _Checked(axi_bytes):  # noqa: N802
     """A job and the address that it no longer needs later."""
-
-    job: TxJob
-    address: 64
+    return data.StructLayout({"job": TxJob(axi_bytes), "address": 64})
 
 
 class TxRead(wiring.Component):
@@ -115,6 +114,7 @@ class TxRead(wiring.Component):
         if not isinstance(config, NicConfig):
             raise TypeError(f"config must be a NicConfig, not {config!r}")
         self._config = config
+        self._page_beats = burst_bytes(config.axi_bytes) // config.axi_bytes
         super().__init__(
             {
                 "popped": In(stream.Signature(Popped)),
@@ -123,39 +123,42 @@ class TxRead(wiring.Component):
                 "command": Out(1),
                 "blocked": Out(1),
                 "room": In(range(config.read_beats + 1)),
-                "claim": Out(range(PAGE_BEATS + 1)),
+                "claim": Out(range(self._page_beats + 1)),
                 "request": Out(stream.Signature(ReadRequest)),
-                "jobs": Out(stream.Signature(TxJob)),
+                "jobs": Out(stream.Signature(TxJob(config.axi_bytes))),
                 "idle": Out(1),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
+        axi_bytes, page_beats = self._config.axi_bytes, self._page_beats
+        beat_bits, page_bits = exact_log2(axi_bytes), exact_log2(burst_bytes(axi_bytes))
+        layout = _Checked(axi_bytes)
 
         # Stage 1: every check by itself.
         ready2, ready3 = Signal(), Signal()
         valid1, valid2, valid3 = Signal(), Signal(), Signal()
-        checked1 = Signal(_Checked, reset_less=True)
+        checked1 = Signal(layout, reset_less=True)
         wrong = Signal(data.StructLayout({status.name: 1 for status in self._checks}), reset_less=True)
         self._take(m, ~valid1 | ready2, valid1, checked1, wrong)
 
         # Stage 2: the status, and how many beats.
-        checked2 = Signal(_Checked, reset_less=True)
-        to_page_end = Signal(range(PAGE_BEATS + 1), reset_less=True)
+        checked2 = Signal(layout, reset_less=True)
+        to_page_end = Signal(range(page_beats + 1), reset_less=True)
         total, net = Signal(LENGTH_BITS + 1), Signal(LENGTH_BITS + 1)
         m.d.comb += [
             ready2.eq(~valid2 | ready3),
-            net.eq(checked1.job.length + (AXI_BYTES - 1)),
-            total.eq(checked1.job.length + checked1.job.offset + (AXI_BYTES - 1)),
+            net.eq(checked1.job.length + (axi_bytes - 1)),
+            total.eq(checked1.job.length + checked1.job.offset + (axi_bytes - 1)),
         ]
         with m.If(ready2):
             m.d.sync += [
                 valid2.eq(valid1),
                 checked2.eq(checked1),
-                checked2.job.beats.eq(total[BEAT_BITS:]),
-                checked2.job.extra.eq(total[BEAT_BITS:] != net[BEAT_BITS:]),
-                to_page_end.eq(PAGE_BEATS - checked1.address[BEAT_BITS:12]),
+                checked2.job.beats.eq(total[beat_bits:]),
+                checked2.job.extra.eq(total[beat_bits:] != net[beat_bits:]),
+                to_page_end.eq(page_beats - checked1.address[beat_bits:page_bits]),
                 checked2.job.status.eq(Status.OK),
             ]
             for status in reversed(self._checks):
@@ -163,8 +166,8 @@ class TxRead(wiring.Component):
                     m.d.sync += checked2.job.status.eq(status)
 
         # Stage 3: the first burst. A frame that runs past the end of the address space is bad.
-        checked3 = Signal(_Checked, reset_less=True)
-        first_beats = Signal(range(PAGE_BEATS + 1), reset_less=True)
+        checked3 = Signal(layout, reset_less=True)
+        first_beats = Signal(range(page_beats + 1), reset_less=True)
         several = Signal(reset_less=True)
         crosses = Signal()
         m.d.comb += crosses.eq(checked2.job.beats > to_page_end)
@@ -175,21 +178,21 @@ class TxRead(wiring.Component):
                 first_beats.eq(Mux(crosses, to_page_end, checked2.job.beats)),
                 several.eq(crosses),
             ]
-            with m.If(crosses & checked2.address[12:].all() & (checked2.job.status == Status.OK)):
+            with m.If(crosses & checked2.address[page_bits:].all() & (checked2.job.status == Status.OK)):
                 m.d.sync += checked3.job.status.eq(Status.BAD_ADDRESS)
 
         # Stage 4: requests.
         more = Signal()
         left = Signal.like(checked3.job.beats, reset_less=True)
-        page = Signal(52, reset_less=True)
+        page = Signal(64 - page_bits, reset_less=True)
         request = Signal(ReadRequest, reset_less=True)
         request_valid = Signal()
-        beats = Signal(range(PAGE_BEATS + 1))
+        beats = Signal(range(page_beats + 1))
         go, last, good, free = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             good.eq(checked3.job.status == Status.OK),
-            beats.eq(Mux(more, Mux(left > PAGE_BEATS, PAGE_BEATS, left), first_beats)),
-            last.eq(Mux(more, left <= PAGE_BEATS, ~(several & good))),
+            beats.eq(Mux(more, Mux(left > page_beats, page_beats, left), first_beats)),
+            last.eq(Mux(more, left <= page_beats, ~(several & good))),
             free.eq(~request_valid | self.request.ready),
             # jobs.valid must not drop once it is up: `room` and `free` only grow while waiting.
             self.jobs.payload.eq(checked3.job),
@@ -207,13 +210,13 @@ class TxRead(wiring.Component):
             m.d.sync += [
                 more.eq(~last),
                 left.eq(Mux(more, left, checked3.job.beats) - beats),
-                page.eq(Mux(more, page, checked3.address[12:]) + 1),
+                page.eq(Mux(more, page, checked3.address[page_bits:]) + 1),
             ]
             with m.If(good):
                 m.d.sync += [
                     request_valid.eq(1),
                     request.address.eq(
-                        Mux(more, page << 12, Cat(C(0, BEAT_BITS), checked3.address[BEAT_BITS:]))
+                        Mux(more, page << page_bits, Cat(C(0, beat_bits), checked3.address[beat_bits:]))
                     ),
                     request.length.eq(beats - 1),
                 ]

@@ -12,6 +12,8 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from ..lattice.memories import memory_attributes
+
 __all__ = ["Delay"]
 
 
@@ -56,7 +58,7 @@ class Delay(wiring.Component):
             shape=self._shape,
             depth=depth,
             init=[],
-            attrs={"ram_style": "block" if block else "distributed"},
+            attrs=memory_attributes(platform, depth, collisions=depth == 1) if block else {"ram_style": "distributed"},
         )
         write, read = ring.write_port(), ring.read_port(domain="sync" if block else "comb")
         at = Signal(range(depth))

@@ -12,7 +12,7 @@ fixed header (RFC 7323 section 3.2 and appendix A). All else passes unchanged.
 * Overflow: cannot happen. Reset: forgets the beats under way; the next one begins a frame.
 
 The TCP header may start at the few offsets of `FINAL_OFFSETS` only (TxRead refuses others), so each field
-has four places, and none reaches beyond the second beat.
+has four places, and none reaches beyond byte 90.
 """
 
 from amaranth import *
@@ -33,13 +33,11 @@ __all__ = ["TxPatcher"]
 METAS = 16
 """Frames whose meta nobody has taken yet."""
 
-BEATS = 2
-"""Beats in which there is something to write."""
-
 _OFFSETS = tuple(sorted(offset for offsets in FINAL_OFFSETS.values() for offset in offsets))
 _ACK_AT = TCP.byte_offset("ack")
 _TSECR_AT = TCP.size + TIMESTAMPS_BYTES - 4
 _TSVAL_AT = _TSECR_AT - 4
+_END = max(_OFFSETS) + _TSECR_AT + 4  # nothing is written behind
 
 
 class TxPatcher(wiring.Component):
@@ -47,19 +45,20 @@ class TxPatcher(wiring.Component):
 
     Members
     -------
-    packets: In(packet_stream(64)), meta: In(stream(TxMeta)): from TxDma; one meta per packet, offered no
+    packets: In(packet_stream(axi_bytes)), meta: In(stream(TxMeta)): from TxDma; one meta per packet, offered no
         later than its first beat.
-    o_packets: Out(packet_stream(64)), o_meta: Out(stream(TxMeta)): the same.
+    o_packets: Out(packet_stream(axi_bytes)), o_meta: Out(stream(TxMeta)): the same.
     ts_clock: the NIC's timestamp clock.
     busy: something is inside.
     """
 
-    def __init__(self):
+    def __init__(self, axi_bytes=AXI_BYTES):
+        self._axi_bytes = axi_bytes
         super().__init__(
             {
-                "packets": In(packet_stream(AXI_BYTES)),
+                "packets": In(packet_stream(axi_bytes)),
                 "meta": In(stream.Signature(TxMeta)),
-                "o_packets": Out(packet_stream(AXI_BYTES)),
+                "o_packets": Out(packet_stream(axi_bytes)),
                 "o_meta": Out(stream.Signature(TxMeta)),
                 "ts_clock": In(32),
                 "busy": Out(1),
@@ -68,12 +67,13 @@ class TxPatcher(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.buffer = buffer = StreamBuffer(BeatLayout(AXI_BYTES))
+        m.submodules.buffer = buffer = StreamBuffer(BeatLayout(self._axi_bytes))
         m.submodules.metas = metas = StreamFifo(TxMeta, METAS)
         connect(m, buffer.o, flipped(self.o_packets))
         connect(m, metas.o, flipped(self.o_meta))
 
-        beat = Signal(range(BEATS + 1))  # number of the beat in its frame, BEATS for all later ones
+        beats = -(-_END // self._axi_bytes)  # in which there is something to write
+        beat = Signal(range(beats + 1))  # number of the beat in its frame, `beats` for all later ones
         first, go, last = Signal(), Signal(), Signal()
         m.d.comb += [
             first.eq(beat == 0),
@@ -89,7 +89,7 @@ class TxPatcher(wiring.Component):
         ]
         with m.If(last):
             m.d.sync += beat.eq(0)
-        with m.Elif(go & (beat != BEATS)):
+        with m.Elif(go & (beat != beats)):
             m.d.sync += beat.eq(beat + 1)
 
         # The clock is one value for a frame: the option may lie in two beats.
@@ -107,10 +107,9 @@ class TxPatcher(wiring.Component):
                     self._write(m, buffer.i.p.data, beat, offset + _TSECR_AT, patch.tsecr)
         return m
 
-    @staticmethod
-    def _write(m, octets, beat, at, value):
+    def _write(self, m, octets, beat, at, value):
         """Put a number of four bytes, most significant first, to byte `at` of the frame."""
         for k in range(4):
-            number, lane = divmod(at + k, AXI_BYTES)
+            number, lane = divmod(at + k, self._axi_bytes)
             with m.If(beat == number):
                 m.d.comb += octets[8 * lane : 8 * lane + 8].eq(value[24 - 8 * k : 32 - 8 * k])

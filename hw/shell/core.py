@@ -60,6 +60,8 @@ class ShellCore(wiring.Component):
     """
 
     def __init__(self, config, mhz, bus_bytes=AXI_BYTES):
+        if config.axi_bytes != AXI_BYTES:
+            raise ValueError(f"axi_bytes must be {AXI_BYTES} beside PCI Express, not {config.axi_bytes}")
         if bus_bytes not in (AXI_BYTES, NARROW_BYTES):
             raise ValueError(f"bus_bytes must be {AXI_BYTES} or {NARROW_BYTES}, not {bus_bytes!r}")
         self._config, self._mhz, self._bus_bytes = config, mhz, bus_bytes

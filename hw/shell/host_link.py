@@ -15,6 +15,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from acceltcp.abi.host_link import VERSION, LinkKind
 from acceltcp.abi.wire import EtherType
 
+from ..config import AXI_BYTES
 from ..csr.axil import AxiLiteSignature
 from ..csr.bus import QUEUE_BITS
 from ..dma.axi import AxiMasterSignature
@@ -89,6 +90,8 @@ class HostLink(wiring.Component):
         Pulses of `tick` after which a request to the host is repeated.
     silence_ticks : int
         Pulses of `tick` after which a host that says nothing is gone.
+    axi_bytes : int
+        Width of the core's bus.
 
     Members
     -------
@@ -98,7 +101,7 @@ class HostLink(wiring.Component):
         As of the core.
     s_axis_tdata, tkeep, tvalid, tlast, tuser : In. m_axis_... : Out, with tready
         The link's MAC, as the core's ports, 8 bytes wide.
-    s_axi : In(AxiMasterSignature()). m_axil : Out(AxiLiteSignature()). irq_... :
+    s_axi : In(AxiMasterSignature(axi_bytes)). m_axil : Out(AxiLiteSignature()). irq_... :
         The core.
     core_reset : Out(1)
         The core is to be held in reset.
@@ -106,10 +109,10 @@ class HostLink(wiring.Component):
         Something is to be done without further input.
     """
 
-    def __init__(self, *, retry_ticks=100, silence_ticks=50_000):
+    def __init__(self, *, retry_ticks=100, silence_ticks=50_000, axi_bytes=AXI_BYTES):
         if not isinstance(silence_ticks, int) or silence_ticks < 1:
             raise ValueError(f"silence_ticks must be an integer of at least 1, not {silence_ticks!r}")
-        self._retry_ticks, self._silence_ticks = retry_ticks, silence_ticks
+        self._retry_ticks, self._silence_ticks, self._axi_bytes = retry_ticks, silence_ticks, axi_bytes
         stream = {"tdata": 8 * WORD_BYTES, "tkeep": WORD_BYTES, "tvalid": 1, "tlast": 1, "tuser": 1}
         super().__init__(
             {
@@ -118,7 +121,7 @@ class HostLink(wiring.Component):
                 **{f"s_axis_{name}": In(bits) for name, bits in stream.items()},
                 **{f"m_axis_{name}": Out(bits) for name, bits in stream.items()},
                 "m_axis_tready": In(1),
-                "s_axi": In(AxiMasterSignature()),
+                "s_axi": In(AxiMasterSignature(axi_bytes)),
                 "m_axil": Out(AxiLiteSignature()),
                 "irq_valid": In(1),
                 "irq_vector": In(QUEUE_BITS),
@@ -132,7 +135,7 @@ class HostLink(wiring.Component):
         m = Module()
         m.submodules.receiver = receiver = LinkReceiver()
         m.submodules.sender = sender = LinkSender()
-        m.submodules.dma = dma = ResetInserter(self.core_reset)(LinkDma(retry_ticks=self._retry_ticks))
+        m.submodules.dma = dma = ResetInserter(self.core_reset)(LinkDma(retry_ticks=self._retry_ticks, axi_bytes=self._axi_bytes))
         m.submodules.registers = registers = ResetInserter(self.core_reset)(LinkRegisters())
         connect(m, flipped(self.s_axi), dma.axi)
         connect(m, registers.axil, flipped(self.m_axil))

@@ -1,10 +1,12 @@
 """The core's memory accesses and interrupts as requests of the host link, one at a time.
 
-A burst is carried out in pieces of at most `BEATS_MAX` beats, each a request that is repeated until its reply
-comes. The data of a write stay in block memory until then. Reads, writes and interrupts take turns by burst.
+On the link memory comes in units of `BEAT_BYTES`, whatever the width of the core's bus. A burst is carried out in pieces of at most
+`BEATS_MAX` units, each a request that is repeated until its reply comes: a read asks for whole units and gives what the burst
+wants of them, a write says which bytes of its units it means. The data of a write stay in block memory until then. Reads, writes and interrupts
+take turns by burst.
 
-Throughput: a beat of 64 bytes per 10 cycles into or out of the memory, then the round trip of the link. All outputs are
-registered or depend on the state alone. Overflow: cannot happen, the core waits. Reset forgets what is under way, so it must
+Throughput: a beat of 64 bytes per 10 cycles into or out of the memory, one of 8 bytes per 3, then the round trip of the link. All
+outputs are registered or depend on the state alone. Overflow: cannot happen, the core waits. Reset forgets what is under way, so it must
 reset the core, too.
 """
 
@@ -12,8 +14,9 @@ from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
-from acceltcp.abi.host_link import BEAT_BYTES, BEATS_MAX, STROBE_BYTES, LinkKind, LinkStatus
+from acceltcp.abi.host_link import BEAT_BYTES, BEATS_MAX, LinkKind, LinkStatus
 
 from ..csr.bus import QUEUE_BITS
 from ..dma.axi import AXI_ID_BITS, AxiMasterSignature
@@ -22,6 +25,8 @@ from .host_link_frames import BEAT_WORDS, PAYLOAD_WORDS, STROBE_WORDS, WORD_BYTE
 __all__ = ["LinkDma"]
 
 _SLVERR = 0b10
+_UNIT_BITS = exact_log2(BEAT_BYTES)
+_WORD_BITS = exact_log2(WORD_BYTES)
 _WRITE_WORDS = STROBE_WORDS + BEAT_WORDS
 
 
@@ -32,10 +37,12 @@ class LinkDma(wiring.Component):
     ----------
     retry_ticks : int
         Pulses of `tick` after which a request is repeated.
+    axi_bytes : int
+        Width of the core's bus.
 
     Members
     -------
-    axi : In(AxiMasterSignature())
+    axi : In(AxiMasterSignature(axi_bytes))
     irq_valid, irq_vector : In. irq_ready : Out
     tick : In(1)
     pending : Out(1)
@@ -52,13 +59,13 @@ class LinkDma(wiring.Component):
         Something is to be done now; not while a reply is waited for.
     """
 
-    def __init__(self, *, retry_ticks):
+    def __init__(self, *, retry_ticks, axi_bytes=BEAT_BYTES):
         if not isinstance(retry_ticks, int) or retry_ticks < 1:
             raise ValueError(f"retry_ticks must be an integer of at least 1, not {retry_ticks!r}")
-        self._retry_ticks = retry_ticks
+        self._retry_ticks, self._axi_bytes = retry_ticks, axi_bytes
         super().__init__(
             {
-                "axi": In(AxiMasterSignature()),
+                "axi": In(AxiMasterSignature(axi_bytes)),
                 "irq_valid": In(1),
                 "irq_vector": In(QUEUE_BITS),
                 "irq_ready": Out(1),
@@ -87,24 +94,27 @@ class LinkDma(wiring.Component):
         m.submodules.memory = memory = Memory(shape=8 * WORD_BYTES, depth=PAYLOAD_WORDS, init=[])
         read, write = memory.read_port(), memory.write_port()
 
-        shift = Signal(8 * (STROBE_BYTES + BEAT_BYTES), reset_less=True)  # one beat, word by word
-        word = Signal(range(_WRITE_WORDS + 1))  # of the beat
+        axi_words = self._axi_bytes // WORD_BYTES
+        shift = Signal(8 * self._axi_bytes, reset_less=True)  # one beat, word by word
+        enables = Signal(self._axi_bytes, reset_less=True)  # its strobes, likewise
+        strobes = Signal(8 * WORD_BYTES)  # of a unit of memory, gathered
+        word = Signal(range(axi_words + 1))  # of the beat
+        lane = Signal(exact_log2(BEAT_WORDS))  # of the next word in its unit
         at = Signal(range(PAYLOAD_WORDS + 1))  # in memory
-        beats = Signal(range(BEATS_MAX + 1))  # of this piece, done so far
-        left = Signal(range((1 << len(axi.arlen)) + 1))  # beats of the burst after this piece
+        units = Signal(range(BEATS_MAX + 1))  # of this piece, done so far
+        left = Signal(range((axi_words << len(axi.arlen)) + 1))  # words of the burst still to be taken or given
         burst_id = Signal(AXI_ID_BITS)
         failed = Signal()
         reading = Signal()  # a read went last, or is under way
         timer = Signal(range(self._retry_ticks + 1))
-        piece = Signal.like(left)  # beats of the next piece
+        rest = (left + lane + (BEAT_WORDS - 1)) >> exact_log2(BEAT_WORDS)  # units in which there is something to read
         m.d.comb += [
-            piece.eq(Mux(left > BEATS_MAX, BEATS_MAX, left)),
             axi.rid.eq(burst_id),
             axi.bid.eq(burst_id),
             axi.rresp.eq(Mux(failed, _SLVERR, 0)),
             axi.bresp.eq(Mux(failed, _SLVERR, 0)),
-            axi.rdata.eq(shift[8 * STROBE_BYTES :]),
-            axi.rlast.eq((left == 0) & (beats == self.count)),
+            axi.rdata.eq(shift),
+            axi.rlast.eq(left == 0),
             read.addr.eq(self.read_index),
             read.en.eq(self.read_enable),
             self.read_data.eq(read.data),
@@ -131,7 +141,7 @@ class LinkDma(wiring.Component):
         with m.FSM() as fsm:
             m.d.comb += receiving.eq((fsm.ongoing("Send") | fsm.ongoing("Wait for reply")) & (self.kind == LinkKind.DMA_READ))
             with m.State("Choose"):
-                m.d.sync += [failed.eq(0), beats.eq(0), at.eq(0)]
+                m.d.sync += [failed.eq(0), units.eq(0), at.eq(0), word.eq(0)]
                 with m.If(self.irq_valid):
                     m.d.comb += self.irq_ready.eq(1)
                     m.d.sync += [
@@ -146,9 +156,10 @@ class LinkDma(wiring.Component):
                     m.d.comb += axi.awready.eq(1)
                     m.d.sync += [
                         self.kind.eq(LinkKind.DMA_WRITE),
-                        self.address.eq(axi.awaddr),
+                        self.address.eq(axi.awaddr[_UNIT_BITS:] << _UNIT_BITS),
+                        lane.eq(axi.awaddr[_WORD_BITS:_UNIT_BITS]),
                         burst_id.eq(axi.awid),
-                        left.eq(axi.awlen + 1),
+                        left.eq((axi.awlen + 1) * axi_words),
                         reading.eq(0),
                     ]
                     m.next = "Take beat"
@@ -156,39 +167,50 @@ class LinkDma(wiring.Component):
                     m.d.comb += axi.arready.eq(1)
                     m.d.sync += [
                         self.kind.eq(LinkKind.DMA_READ),
-                        self.address.eq(axi.araddr),
+                        self.address.eq(axi.araddr[_UNIT_BITS:] << _UNIT_BITS),
+                        lane.eq(axi.araddr[_WORD_BITS:_UNIT_BITS]),
                         burst_id.eq(axi.arid),
-                        left.eq(axi.arlen + 1),
+                        left.eq((axi.arlen + 1) * axi_words),
                         reading.eq(1),
                     ]
                     m.next = "Ask"
 
-            # A write: beats into memory, each behind its strobe.
+            # A write: words into memory, each unit behind its strobes.
             with m.State("Take beat"):
                 m.d.comb += axi.wready.eq(1)
-                m.d.sync += [shift.eq(Cat(axi.wstrb, axi.wdata)), word.eq(0)]
+                m.d.sync += [shift.eq(axi.wdata), enables.eq(axi.wstrb), word.eq(0)]
                 with m.If(axi.wvalid):
-                    m.d.sync += [beats.eq(beats + 1), left.eq(left - 1)]
-                    m.next = "Store beat"
-            with m.State("Store beat"):
-                m.d.comb += [write.en.eq(1), write.addr.eq(at), write.data.eq(shift[: 8 * WORD_BYTES])]
-                m.d.sync += [shift.eq(shift[8 * WORD_BYTES :]), word.eq(word + 1), at.eq(at + 1)]
-                with m.If(word == _WRITE_WORDS - 1):
-                    with m.If((left == 0) | (beats == BEATS_MAX)):
-                        m.d.sync += [
-                            self.count.eq(beats),
-                            self.payload_words.eq(at + 1),
-                            self.sequence.eq(self.sequence + 1),
-                        ]
-                        m.next = "Send"
-                    with m.Else():
-                        m.next = "Take beat"
+                    m.next = "Store word"
+            with m.State("Store word"):
+                m.d.comb += [write.en.eq(1), write.addr.eq(at + STROBE_WORDS + lane), write.data.eq(shift)]
+                m.d.sync += [
+                    shift.eq(shift >> 8 * WORD_BYTES),
+                    enables.eq(enables >> WORD_BYTES),
+                    strobes.word_select(lane, WORD_BYTES).eq(enables),
+                    word.eq(word + 1),
+                    lane.eq(lane + 1),
+                    left.eq(left - 1),
+                ]
+                with m.If((lane == BEAT_WORDS - 1) | (left == 1)):
+                    m.next = "Store strobes"
+                with m.Elif(word == axi_words - 1):
+                    m.next = "Take beat"
+            with m.State("Store strobes"):
+                m.d.comb += [write.en.eq(1), write.addr.eq(at), write.data.eq(strobes)]
+                m.d.sync += [strobes.eq(0), at.eq(at + _WRITE_WORDS), units.eq(units + 1)]
+                m.next = "Take beat"
+                with m.If((left == 0) | (units == BEATS_MAX - 1)):
+                    m.d.sync += [
+                        self.count.eq(units + 1),
+                        self.payload_words.eq(at + _WRITE_WORDS),
+                        self.sequence.eq(self.sequence + 1),
+                    ]
+                    m.next = "Send"
 
             # A read: the next piece.
             with m.State("Ask"):
                 m.d.sync += [
-                    self.count.eq(piece),
-                    left.eq(left - piece),
+                    self.count.eq(Mux(rest > BEATS_MAX, BEATS_MAX, rest)),
                     self.payload_words.eq(0),
                     self.sequence.eq(self.sequence + 1),
                 ]
@@ -200,7 +222,7 @@ class LinkDma(wiring.Component):
                 with m.If(self.sent):
                     m.next = "Wait for reply"
             with m.State("Wait for reply"):
-                m.d.sync += [beats.eq(0), at.eq(0), word.eq(0)]
+                m.d.sync += [units.eq(0), at.eq(Mux(reading, lane, 0)), word.eq(0)]
                 with m.If(self.tick):
                     m.d.sync += timer.eq(timer + 1)
                     with m.If(timer == self._retry_ticks - 1):
@@ -228,22 +250,22 @@ class LinkDma(wiring.Component):
             with m.State("Fetch beat"):
                 m.d.comb += [read.addr.eq(at), read.en.eq(1)]
                 m.d.sync += word.eq(word + 1)
-                with m.If(word != BEAT_WORDS):
+                with m.If(word != axi_words):
                     m.d.sync += at.eq(at + 1)
                 with m.If(word != 0):
-                    m.d.sync += shift.eq(Cat(shift[8 * WORD_BYTES :], read.data))
-                with m.If(word == BEAT_WORDS):
-                    m.d.sync += [beats.eq(beats + 1), word.eq(0)]
+                    m.d.sync += shift.eq(Cat(shift, read.data)[8 * WORD_BYTES :])
+                with m.If(word == axi_words):
+                    m.d.sync += [left.eq(left - axi_words), word.eq(0)]
                     m.next = "Give beat"
             with m.State("Give beat"):
                 m.d.comb += axi.rvalid.eq(1)
                 with m.If(axi.rready):
                     m.next = "Fetch beat"
-                    with m.If(beats == self.count):
-                        m.d.sync += self.address.eq(self.address + BEATS_MAX * BEAT_BYTES)
+                    with m.If(at == self.count * BEAT_WORDS):
+                        m.d.sync += [self.address.eq(self.address + BEATS_MAX * BEAT_BYTES), lane.eq(0)]
                         m.next = "Ask"
-                        with m.If(left == 0):
-                            m.next = "Choose"
+                    with m.If(left == 0):
+                        m.next = "Choose"
 
         idle = fsm.ongoing("Choose") & ~self.irq_valid & ~axi.awvalid & ~axi.arvalid
         m.d.comb += self.busy.eq(~idle & ~fsm.ongoing("Wait for reply"))

@@ -32,7 +32,7 @@ class LinkedNic(wiring.Component):
 
     def __init__(self, config, **options):
         """options: of `HostLink`."""
-        self._nic, self._link = Nic(config), HostLink(**options)
+        self._nic, self._link = Nic(config), HostLink(axi_bytes=config.axi_bytes, **options)
         network = {name: member for name, member in self._nic.signature.members.items() if "_axis_" in name}
         self._network = list(network)
         super().__init__(

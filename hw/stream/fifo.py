@@ -18,6 +18,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from ..lattice.memories import memory_attributes
+
 __all__ = ["StreamFifo"]
 
 
@@ -78,12 +80,12 @@ class StreamFifo(wiring.Component):
             shape=self._shape,
             depth=self._depth,
             init=[],
-            attrs={"ram_style": "block" if block else "distributed"},
+            attrs=memory_attributes(platform, self._depth, collisions=False) if block else {"ram_style": "distributed"},
         )
         write = memory.write_port()
         read = memory.read_port(domain="sync" if block else "comb")
 
-        # Entries in the memory. A registered flag for "full" keeps i.ready a bare flip-flop.
+        # Entries in the memory; an address is never read and written at once. A registered flag for "full" keeps i.ready a bare flip-flop.
         stored = Signal(range(self._depth + 1))
         full = Signal()
         push, pop = Signal(), Signal()

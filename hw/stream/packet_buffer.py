@@ -21,6 +21,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from ..lattice.memories import memory_attributes
 from .beat import BeatLayout, packet_stream
 from .buffer import StreamBuffer
 from .fifo import StreamFifo
@@ -74,7 +75,7 @@ class PacketBuffer(wiring.Component):
         size_layout = data.StructLayout({"beats": beats_bits, "count": exact_log2(self._width) + 1})
         job_layout = data.StructLayout({"size": size_layout, "keep": 1})
         m.submodules.memory = memory = Memory(
-            shape=8 * self._width, depth=self._depth, init=[], attrs={"ram_style": "block"}
+            shape=8 * self._width, depth=self._depth, init=[], attrs=memory_attributes(platform, self._depth, collisions=False)
         )
         m.submodules.sizes = sizes = StreamFifo(
             size_layout, self._packets, kind="lutram" if self._packets <= 64 else "block"

@@ -103,7 +103,7 @@ class Flows(wiring.Component):
                 "close_room": Out(range(COMMANDS + 1)),
                 "updates": In(stream.Signature(FlowUpdate(config))),
                 "updated": Out(stream.Signature(data.StructLayout({"status": 8}))),
-                "read": Out(ReadPort()),
+                "read": Out(ReadPort(config.axi_bytes)),
                 "frames": Out(stream.Signature(TxFrame(config))),
                 "frames_done": In(stream.Signature(TxFrameDone(config))),
                 "replies": Out(stream.Signature(Reply)),
@@ -127,7 +127,7 @@ class Flows(wiring.Component):
         m.submodules.table = table = ConnectionLookup(config)
         m.submodules.teardown = teardown = Teardown(config)
         m.submodules.close = close = Close(config)
-        m.submodules.frame_table = frame_table = FrameTable(3 if config.splices else 2)
+        m.submodules.frame_table = frame_table = FrameTable(3 if config.splices else 2, config.axi_bytes)
         m.submodules.transmit = transmit = FlowTransmit(config)
 
         # The connection table: looked up by the setup engine, changed by CLOSE and by the end of flows.

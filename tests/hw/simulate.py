@@ -19,7 +19,7 @@ from amaranth.sim import Simulator
 
 from hw.stream.beat import BeatLayout
 
-__all__ = ["Session", "Shared", "WatchdogError", "always", "beats", "collect", "converts", "feed", "packets", "run", "seeds", "sometimes"]
+__all__ = ["Session", "Shared", "WatchdogError", "always", "beats", "collect", "converts", "feed", "packets", "run", "seeds", "seeds_and_sizes", "sometimes"]
 
 
 class WatchdogError(AssertionError):
@@ -236,6 +236,12 @@ def converts(component) -> None:
 def seeds(count: int) -> list:
     """Seeds of a random test, for `parametrize`: the first one in every run, all others with the marker `long`."""
     return [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, count))]
+
+
+def seeds_and_sizes(count: int, *narrow: tuple[int, int]) -> list:
+    """(seed, bytes of the bus): seeds as of `seeds` with 64 bytes, and those given."""
+    wide = (pytest.param(seed, 64, marks=pytest.mark.long) for seed in range(1, count))
+    return [(0, 64), *wide, *narrow]
 
 
 def always() -> bool:

@@ -36,6 +36,7 @@ def test_memory_of_the_tables():
             {"flows": 1 << 19, "splices": 16},
             "the tables of flows=524288 and splices=16 need 928 URAM, and alveo_u50 has 640",
         ),
+        (SUME, {"axi_bytes": 32}, "axi_bytes must be 64 on netfpga_sume, which has PCI Express, not 32"),
         (SUME, {"width": 64}, "width must be 32 on netfpga_sume"),
         (SUME, {"ultra_ram": True}, "ultra_ram must be off on netfpga_sume, which has none"),
         (SUME, {"flows": 1 << 18}, "BRAM36, and netfpga_sume has 1,470"),
@@ -43,7 +44,7 @@ def test_memory_of_the_tables():
 )
 def test_what_does_not_fit_is_one_line(board, changes, message):
     # Buffers keep their size in bytes.
-    changes = {"rx_buffer_beats": None, "tx_buffer_beats": None, **changes}
+    changes = {"rx_buffer_beats": None, "tx_buffer_beats": None, "read_beats": None, **changes}
     with pytest.raises(ValueError) as caught:
         check(board, config(board, **changes))
     assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -24,7 +24,7 @@ def test_every_parameter_has_a_flag():
 def test_every_parameter_comes_from_a_file(tmp_path):
     # A value other than the default of each.
     values = {
-        "width": 32, "ports": 2, "queues": 8, "listeners": 32, "flows": 2048, "stash": 8, "splices": 64,
+        "width": 8, "axi_bytes": 32, "ports": 2, "queues": 8, "listeners": 32, "flows": 2048, "stash": 8, "ways": 3, "digest": 64, "splices": 64,
         "rx_buffer_beats": 4096, "tx_buffer_beats": 2048, "packets": 256, "descriptors": 64, "read_beats": 1024,
         "writes": 64, "max_frame": 2000, "pipelined_hash": False, "tick_us": 50, "rss": False, "ultra_ram": False,
     }  # fmt: skip
@@ -41,10 +41,12 @@ def test_flags_win(tmp_path):
     assert (made.queues, made.listeners, made.rss) == (4, 32, True)
 
 
-def test_what_follows_from_width_and_flows():
+def test_what_follows_from_widths_and_flows():
     base = dataclasses.replace(BASE, rx_buffer_beats=512, splices=512)
     made = configuration(base, parser("build", "").parse_args(["--width", "32", "--flows", "1024"]))
     assert made.rx_buffer_beats == (64 << 10) // 32 and made.splices == 256
+    made = configuration(base, parser("build", "").parse_args(["--width", "8", "--axi-bytes", "8"]))
+    assert (made.axi_bytes, made.read_beats) == (8, (32 << 10) // 8)
 
 
 @pytest.mark.parametrize(

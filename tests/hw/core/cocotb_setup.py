@@ -63,7 +63,7 @@ async def syn_ack_matrix(dut):
     totals = await tb.counters("setup_syn", "setup_syn_ack", "tx_packets", "tx_bytes", "axi_write_bytes")
     assert totals["setup_syn"] == totals["setup_syn_ack"] == totals["tx_packets"] == len(opened)
     assert totals["tx_bytes"] == sum(map(len, answers))
-    assert tb.bus.written_beats == 2, "no host DMA for SYNs: only the two events of LISTEN"
+    assert tb.bus.writes == 2, "no host DMA for SYNs: only the two events of LISTEN"
 
     for (client, listener), answer in zip(opened, answers, strict=True):
         data = tb.rng.randbytes(tb.rng.choice((0, 1, 5, 100)))

@@ -24,7 +24,6 @@ from cocotbext.axi.axi_channels import AxiARSink, AxiAWSink, AxiBSource, AxiRSou
 __all__ = ["AxiMemory", "AxiRules", "Fault", "HostMemory"]
 
 OKAY, SLVERR, DECERR = 0, 2, 3
-BYTES = 64
 NS_PER_CYCLE = 4
 
 
@@ -111,6 +110,7 @@ class AxiMemory:
         self.reads = self.writes = self.read_beats = self.written_beats = 0
         self.bursts: list[int] = []
         bus = AxiBus.from_prefix(dut, prefix)
+        self.width = len(bus.read.r.rdata) // 8
         self.ar = AxiARSink(bus.read.ar, clock, reset)
         self.r = AxiRSource(bus.read.r, clock, reset)
         self.aw = AxiAWSink(bus.write.aw, clock, reset)
@@ -154,12 +154,11 @@ class AxiMemory:
     def _due(self) -> int:
         return int(get_sim_time("ns")) + NS_PER_CYCLE * self.latency()
 
-    @staticmethod
-    def _check(address: int, length: int, size: int, burst: int, what: str) -> None:
-        assert size == 6, f"{what}: size {size}, not the bus's width"
+    def _check(self, address: int, length: int, size: int, burst: int, what: str) -> None:
+        assert 1 << size == self.width, f"{what}: size {size}, not the bus's width"
         assert burst == 1, f"{what}: burst type {burst}, not INCR"
-        assert address % BYTES == 0, f"{what}: address {address:#x} is not a multiple of {BYTES}"
-        assert address % 4096 + BYTES * (length + 1) <= 4096, f"{what}: {address:#x} crosses 4 KiB"
+        assert address % self.width == 0, f"{what}: address {address:#x} is not a multiple of {self.width}"
+        assert address % 4096 + self.width * (length + 1) <= 4096, f"{what}: {address:#x} crosses 4 KiB"
 
     async def _take_reads(self) -> None:
         while True:
@@ -174,10 +173,10 @@ class AxiMemory:
     async def _answer_reads(self) -> None:
         while True:
             identifier, read = await self._pick(self._r_waiting, self._r_work)
-            address = read.address + BYTES * read.done
-            response = self.memory.response(address, BYTES, write=False)
+            address = read.address + self.width * read.done
+            response = self.memory.response(address, self.width, write=False)
             # What comes with an error is garbage and must not be used.
-            data = self.memory.read(address, BYTES) if response == OKAY else self.rng.randbytes(BYTES)
+            data = self.memory.read(address, self.width) if response == OKAY else self.rng.randbytes(self.width)
             read.done += 1
             beat = self.r._transaction_obj()
             beat.rid, beat.rresp = identifier, response
@@ -216,15 +215,15 @@ class AxiMemory:
     def _store(self, write: _Write) -> int:
         worst = OKAY
         for number, (data, strobe) in enumerate(write.beats):
-            address = write.address + BYTES * number
+            address = write.address + self.width * number
             # Only bytes with a strobe are accessed.
             first = (strobe & -strobe).bit_length() - 1 if strobe else 0
             size = strobe.bit_length() - first
             response = self.memory.response(address + first, size, write=True) if strobe else OKAY
             worst = max(worst, response)
             if response == OKAY:
-                raw = data.to_bytes(BYTES, "little")
-                if strobe == (1 << BYTES) - 1:
+                raw = data.to_bytes(self.width, "little")
+                if strobe == (1 << self.width) - 1:
                     self.memory.write(address, raw)
                     continue
                 for lane in range(first, first + size):

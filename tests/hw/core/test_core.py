@@ -29,6 +29,10 @@ CONFIGS = {
     "width8": NicConfig(
         width=8, splices=0, rx_buffer_beats=512, tx_buffer_beats=512, max_frame=1514, packets=32, pipelined_hash=False, **SMALL
     ),
+    "narrow": NicConfig(
+        width=8, axi_bytes=8, splices=0, rx_buffer_beats=512, tx_buffer_beats=512, max_frame=1514, packets=32, pipelined_hash=False,
+        **SMALL | {"read_beats": 512},
+    ),
     "width32": NicConfig(
         width=32, ports=2, rx_buffer_beats=256, tx_buffer_beats=128, max_frame=1514, packets=128, **SMALL
     ),
@@ -40,8 +44,9 @@ MODULES = (
 ONLY = {
     "width32": ("ports", "registers", "setup", "rx", "tx", "bad_frames", "pressure", "random", "teardown", "splice"),
     "width8": tuple(module for module in MODULES if module != "splice"),
+    "narrow": tuple(module for module in MODULES if module != "splice"),
 }
-LONG = ("width8", "width32")
+LONG = ("width8", "narrow", "width32")
 """Builds of the core that `make test` leaves out; its parts are tested at these widths."""
 
 RUNS = [

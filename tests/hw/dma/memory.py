@@ -38,8 +38,10 @@ def _field(shape: Any, name: str) -> tuple[int, int]:
 
 
 _REQUEST = {name: _field(ReadRequest, name) for name in ("address", "length")}
-_WRITE = {name: _field(WriteBeat, name) for name in ("address", "length", "data", "strobe", "last")}
-_ERROR, _LAST = _field(ReadBeat, "error")[0], _field(ReadBeat, "last")[0]
+
+
+def _fields(shape: Any) -> dict[str, tuple[int, int]]:
+    return {name: _field(shape, name) for name, _ in data.Layout.cast(shape)}
 
 
 def _get(fields: dict[str, tuple[int, int]], value: int, name: str) -> int:
@@ -80,26 +82,26 @@ class Memory:
             out, address, length = out + part, address + len(part), length - len(part)
         return out
 
-    def fails(self, address: int) -> bool:
-        """Whether an access to the beat at `address` is answered with an error."""
+    def fails(self, address: int, size: int = AXI_BYTES) -> bool:
+        """Whether an access to the beat of `size` bytes at `address` is answered with an error."""
         return any(
-            bad.start < address + AXI_BYTES and address < bad.stop for bad in self.errors if len(bad)
+            bad.start < address + size and address < bad.stop for bad in self.errors if len(bad)
         )
 
-    def read_beat(self, address: int) -> int:
+    def read_beat(self, address: int, size: int = AXI_BYTES) -> int:
         """One beat as an integer."""
         page, at = divmod(address, PAGE)
-        return int.from_bytes(self._page(page)[at : at + AXI_BYTES], "little")
+        return int.from_bytes(self._page(page)[at : at + size], "little")
 
-    def write_beat(self, address: int, value: int, strobe: int) -> None:
+    def write_beat(self, address: int, value: int, strobe: int, size: int = AXI_BYTES) -> None:
         """Store the bytes of a beat whose strobe is set."""
         page, at = divmod(address, PAGE)
-        octets = value.to_bytes(AXI_BYTES, "little")
+        octets = value.to_bytes(size, "little")
         memory = self._page(page)
-        if strobe == (1 << AXI_BYTES) - 1:
-            memory[at : at + AXI_BYTES] = octets
+        if strobe == (1 << size) - 1:
+            memory[at : at + size] = octets
             return
-        for lane in range(AXI_BYTES):
+        for lane in range(size):
             if strobe >> lane & 1:
                 memory[at + lane] = octets[lane]
 
@@ -108,6 +110,7 @@ class Memory:
 class Traffic:
     """What a server saw: for assertions and throughput figures. Cycles count from its start."""
 
+    size: int = AXI_BYTES  # bytes per beat; set by the server
     cycle: int = 0
     bursts: list[tuple[int, int, int]] = field(default_factory=list)  # (cycle, address, beats)
     beats: int = 0  # response beats delivered, or write beats taken
@@ -115,17 +118,16 @@ class Traffic:
     outstanding_max: int = 0
 
     def _begin(self, address: int, beats: int) -> None:
-        _check_burst(address, beats)
+        _check_burst(address, beats, self.size)
         self.bursts.append((self.cycle, address, beats))
         self.outstanding += 1
         self.outstanding_max = max(self.outstanding_max, self.outstanding)
 
 
-def _check_burst(address: int, beats: int) -> None:
-    assert address % AXI_BYTES == 0, f"address {address:#x} is not a multiple of {AXI_BYTES}"
-    assert address // PAGE == (address + AXI_BYTES * beats - 1) // PAGE, (
-        f"{beats} beats at {address:#x} cross a 4 KiB boundary"
-    )
+def _check_burst(address: int, beats: int, size: int) -> None:
+    assert address % size == 0, f"address {address:#x} is not a multiple of {size}"
+    assert beats <= 256, f"{beats} beats are more than AXI4 allows"
+    assert address // PAGE == (address + size * beats - 1) // PAGE, f"{beats} beats at {address:#x} cross a 4 KiB boundary"
 
 
 class _Rule:
@@ -158,6 +160,8 @@ async def serve_reads(
     patterns stall requests and pause responses.
     """
     traffic = traffic if traffic is not None else Traffic()
+    size = traffic.size = len(port.response.payload.data) // 8
+    beat = _fields(ReadBeat(size))
     request = Value.cast(port.request.payload)
     response = Value.cast(port.response.payload)
     waiting: deque[tuple[int, int, int, bool]] = deque()
@@ -171,12 +175,12 @@ async def serve_reads(
             address, beats = _get(_REQUEST, payload, "address"), _get(_REQUEST, payload, "length") + 1
             traffic._begin(address, beats)
             for i in range(beats):
-                waiting.append((traffic.cycle + latency - 1, address + AXI_BYTES * i, i, i == beats - 1))
+                waiting.append((traffic.cycle + latency - 1, address + size * i, i, i == beats - 1))
         offer = bool(waiting) and waiting[0][0] <= traffic.cycle and response_go()
         if offer:
             _, at, _, last = waiting.popleft()
             # The memory is read when the data come back: the worst case for who asks too early.
-            value = memory.read_beat(at) | memory.fails(at) << _ERROR | last << _LAST
+            value = memory.read_beat(at, size) | memory.fails(at, size) << beat["error"][0] | last << beat["last"][0]
             ctx.set(response, value)
             traffic.beats += 1
             traffic.outstanding -= last
@@ -201,6 +205,8 @@ async def serve_writes(
     touches an error range is answered with an error and writes nothing.
     """
     traffic = traffic if traffic is not None else Traffic()
+    size = traffic.size = len(port.request.payload.strobe)
+    fields = _fields(WriteBeat(size))
     request = Value.cast(port.request.payload)
     response = Value.cast(port.response.payload)
     waiting: deque[tuple[int, list[tuple[int, int, int]]]] = deque()
@@ -214,12 +220,12 @@ async def serve_writes(
         rule.check(valid, ready, payload)
         if valid and ready:
             if not burst:
-                address, beats = _get(_WRITE, payload, "address"), _get(_WRITE, payload, "length") + 1
+                address, beats = _get(fields, payload, "address"), _get(fields, payload, "length") + 1
                 traffic._begin(address, beats)
-            at = address + AXI_BYTES * len(burst)
-            burst.append((at, _get(_WRITE, payload, "data"), _get(_WRITE, payload, "strobe")))
+            at = address + size * len(burst)
+            burst.append((at, _get(fields, payload, "data"), _get(fields, payload, "strobe")))
             traffic.beats += 1
-            last = bool(_get(_WRITE, payload, "last"))
+            last = bool(_get(fields, payload, "last"))
             assert last == (len(burst) == beats), f"last is {last} at beat {len(burst)} of {beats}"
             if last:
                 waiting.append((traffic.cycle + latency - 1, burst))
@@ -227,19 +233,19 @@ async def serve_writes(
         offer = bool(waiting) and waiting[0][0] <= traffic.cycle and response_go()
         if offer:
             _, done = waiting.popleft()
-            ctx.set(response, _finish(memory, done))
+            ctx.set(response, _finish(memory, done, size))
             traffic.outstanding -= 1
         ctx.set(port.response.valid, offer)
         ready = request_go()
         ctx.set(port.request.ready, ready)
 
 
-def _finish(memory: Memory, burst: list[tuple[int, int, int]]) -> int:
+def _finish(memory: Memory, burst: list[tuple[int, int, int]], size: int) -> int:
     """Carry out a write burst; 1 if the bus refuses it."""
-    if any(memory.fails(at) for at, _, _ in burst):
+    if any(memory.fails(at, size) for at, _, _ in burst):
         return 1
     for at, value, strobe in burst:
-        memory.write_beat(at, value, strobe)
+        memory.write_beat(at, value, strobe, size)
     return 0
 
 
@@ -260,19 +266,20 @@ async def serve_axi_reads(
     mixed at random, beat by beat; without, bursts are answered in the order of AR.
     """
     traffic = traffic if traffic is not None else Traffic()
+    size = traffic.size = len(axi.rdata) // 8
     waiting: dict[int, deque[tuple[int, int, int, bool]]] = {}
     rule = _Rule("AR")
     ready, offered, sequence = request_go(), False, 0
     ctx.set(axi.arready, ready)
     signals = (axi.arvalid, axi.arid, axi.araddr, axi.arlen, axi.arsize, axi.arburst, axi.rready)
-    async for _, _, valid, ident, address, length, size, kind, taken in ctx.tick().sample(*signals):
+    async for _, _, valid, ident, address, length, log2, kind, taken in ctx.tick().sample(*signals):
         traffic.cycle += 1
         rule.check(valid, ready, ident << 72 | address << 8 | length)
         if valid and ready:
-            assert (size, kind) == (6, 1), "AR must be INCR bursts of 64-byte beats"
+            assert (1 << log2, kind) == (size, 1), "AR must be INCR bursts of beats as wide as the bus"
             traffic._begin(address, length + 1)
             for i in range(length + 1):
-                beat = (traffic.cycle + latency - 1, sequence, address + AXI_BYTES * i, i == length)
+                beat = (traffic.cycle + latency - 1, sequence, address + size * i, i == length)
                 waiting.setdefault(ident, deque()).append(beat)
             sequence += 1
         if taken or not offered:
@@ -282,8 +289,8 @@ async def serve_axi_reads(
                 chosen = interleave.choice(due) if interleave else min(due, key=lambda i: waiting[i][0][1])
                 _, _, at, last = waiting[chosen].popleft()
                 ctx.set(axi.rid, chosen)
-                ctx.set(axi.rdata, memory.read_beat(at))
-                ctx.set(axi.rresp, SLVERR if memory.fails(at) else OKAY)
+                ctx.set(axi.rdata, memory.read_beat(at, size))
+                ctx.set(axi.rresp, SLVERR if memory.fails(at, size) else OKAY)
                 ctx.set(axi.rlast, last)
                 traffic.beats += 1
                 traffic.outstanding -= last
@@ -310,6 +317,7 @@ async def serve_axi_writes(
     those of one identifier in order, those of different ones at random with `interleave`.
     """
     traffic = traffic if traffic is not None else Traffic()
+    size = traffic.size = len(axi.wdata) // 8
     addresses: deque[tuple[int, int, int]] = deque()
     beats: deque[tuple[int, int, int]] = deque()
     waiting: dict[int, deque[tuple[int, int, list[tuple[int, int, int]]]]] = {}
@@ -322,12 +330,12 @@ async def serve_axi_writes(
         *(axi.wvalid, axi.wdata, axi.wstrb, axi.wlast, axi.bready),
     )
     async for _, _, *now in ctx.tick().sample(*signals):
-        aw_valid, ident, address, length, size, kind, w_valid, value, strobe, last, taken = now
+        aw_valid, ident, address, length, log2, kind, w_valid, value, strobe, last, taken = now
         traffic.cycle += 1
         rules[0].check(aw_valid, aw_ready, ident << 72 | address << 8 | length)
-        rules[1].check(w_valid, w_ready, value << 65 | strobe << 1 | last)
+        rules[1].check(w_valid, w_ready, value << size + 1 | strobe << 1 | last)
         if aw_valid and aw_ready:
-            assert (size, kind) == (6, 1), "AW must be INCR bursts of 64-byte beats"
+            assert (1 << log2, kind) == (size, 1), "AW must be INCR bursts of beats as wide as the bus"
             traffic._begin(address, length + 1)
             addresses.append((ident, address, length + 1))
         if w_valid and w_ready:
@@ -337,7 +345,7 @@ async def serve_axi_writes(
             owner, start, count = addresses.popleft()
             burst = [beats.popleft() for _ in range(count)]
             assert [b[2] for b in burst] == [0] * (count - 1) + [1], "wlast is not on the last beat"
-            done = [(start + AXI_BYTES * i, b[0], b[1]) for i, b in enumerate(burst)]
+            done = [(start + size * i, b[0], b[1]) for i, b in enumerate(burst)]
             waiting.setdefault(owner, deque()).append((traffic.cycle + latency - 1, sequence, done))
             sequence += 1
         if taken or not offered:
@@ -347,7 +355,7 @@ async def serve_axi_writes(
                 chosen = interleave.choice(due) if interleave else min(due, key=lambda i: waiting[i][0][1])
                 _, _, done = waiting[chosen].popleft()
                 ctx.set(axi.bid, chosen)
-                ctx.set(axi.bresp, SLVERR if _finish(memory, done) else OKAY)
+                ctx.set(axi.bresp, SLVERR if _finish(memory, done, size) else OKAY)
                 traffic.outstanding -= 1
             ctx.set(axi.bvalid, offered)
         aw_ready, w_ready = address_go(), data_go()

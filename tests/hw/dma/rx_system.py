@@ -39,7 +39,7 @@ class System(wiring.Component):
         self.config = config
         self.rx = RxDma(config)
         self.events = EventWriter(config)
-        self.master = AxiMaster(1, 3)
+        self.master = AxiMaster(1, 3, config.axi_bytes)
         super().__init__(
             {
                 "bus": In(QueueBus()),
@@ -48,7 +48,7 @@ class System(wiring.Component):
                 "dispatch": In(stream.Signature(RxDispatch)),
                 "take": Out(stream.Signature(TAKE)).array(config.ports),
                 "packets": In(packet_stream(config.width)).array(config.ports),
-                "axi": Out(AxiMasterSignature()),
+                "axi": Out(AxiMasterSignature(config.axi_bytes)),
                 "posted": Out(Posted),
             }
         )

@@ -13,7 +13,7 @@ from hw.dma.ring import RingEntry
 from hw.dma.rx_allocate import RxRecord
 from tests.hw.simulate import always, collect, converts, feed, run, seeds, sometimes
 
-RECORD = data.Layout.cast(RxRecord)
+RECORD = RxRecord()
 
 
 def simulate(records, answers, *, slow=always, watch=()):

@@ -12,13 +12,13 @@ from amaranth.lib import data
 from hw.dma.axi import ReadBeat
 from hw.dma.descriptor_buffer import POPS, DescriptorBuffer, Popped
 from hw.dma.descriptor_burst import Burst
-from tests.hw.simulate import converts, run, seeds
+from tests.hw.simulate import converts, run, seeds_and_sizes
 
 
-@pytest.mark.parametrize("seed", seeds(2))
-def test_store_and_pop(seed: int) -> None:
+@pytest.mark.parametrize("seed, size", seeds_and_sizes(2, (0, 8), (1, 16), (2, 32)))
+def test_store_and_pop(seed: int, size: int) -> None:
     queues, depth = 4, 16
-    dut = DescriptorBuffer(queues, depth)
+    dut = DescriptorBuffer(queues, depth, size)
     rng = random.Random(seed)
     model: list[dict[int, tuple[int, int]]] = [{} for _ in range(queues)]
     at = [rng.randrange(65536) for _ in range(queues)]
@@ -33,14 +33,20 @@ def test_store_and_pop(seed: int) -> None:
             await ctx.tick()
             ctx.set(dut.burst.valid, 0)
             await ctx.tick().repeat(2)
-            beats = (start % 4 + count + 3) // 4
+            per = max(size // 16, 1)  # descriptors in a beat
+            first = start - start % per
+            beats = -(-16 * (start + count - first) // size)
+            for index in range(start, start + count):
+                model[queue][index % depth] = (0, 0)
             for i in range(beats):
-                value, error = rng.getrandbits(512), rng.random() < 0.2
-                beat = ReadBeat.const({"data": value, "error": error, "last": i == beats - 1})
-                for lane in range(4):
-                    index = start - start % 4 + 4 * i + lane
+                value, error = rng.getrandbits(8 * size), rng.random() < 0.2
+                beat = ReadBeat(size).const({"data": value, "error": error, "last": i == beats - 1})
+                for octet in range(0, size, 8):
+                    index, part = first + (size * i + octet) // 16, (size * i + octet) % 16
                     if start <= index < start + count:
-                        model[queue][index % depth] = (value >> 128 * lane & (1 << 128) - 1, int(error))
+                        old, failed = model[queue][index % depth]
+                        word = value >> 8 * octet & (1 << 64) - 1
+                        model[queue][index % depth] = (old | word << 8 * part, failed | int(error))
                 ctx.set(Value.cast(dut.response.payload), beat.as_value().value)
                 ctx.set(dut.response.valid, 1)
                 await ctx.tick()
@@ -77,3 +83,4 @@ def test_store_and_pop(seed: int) -> None:
 
 def test_converts() -> None:
     converts(DescriptorBuffer(4, 32))
+    converts(DescriptorBuffer(2, 16, 8))

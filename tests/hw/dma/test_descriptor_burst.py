@@ -8,13 +8,13 @@ import random
 import pytest
 
 from hw.dma.descriptor_burst import BURST, BurstPlanner
-from tests.hw.simulate import converts, run, seeds
+from tests.hw.simulate import converts, run, seeds_and_sizes
 
 
-@pytest.mark.parametrize("seed", seeds(2))
-def test_bursts(seed: int) -> None:
+@pytest.mark.parametrize("seed, width", seeds_and_sizes(2, (0, 8), (1, 16), (2, 32)))
+def test_bursts(seed: int, width: int) -> None:
     depth = 32
-    dut = BurstPlanner(depth)
+    dut = BurstPlanner(depth, width)
     rng = random.Random(seed)
 
     async def bench(ctx):
@@ -46,9 +46,10 @@ def test_bursts(seed: int) -> None:
                 if valid:
                     seen.append((index, n, again, new))
                     address, length = await sample_request(ctx, dut)
-                    assert address == first & ~63
-                    assert length == (first % 64 // 16 + count + 3) // 4 - 1
-                    assert address // 4096 == (address + 64 * length) // 4096
+                    end = first + 16 * count
+                    assert address == first // width * width
+                    assert address + width * length == (end - 1) // width * width
+                    assert address // 4096 == (end - 1) // 4096
                 elif count and used + count > depth and block:
                     seen.append("block")
             if not count:
@@ -94,3 +95,4 @@ def test_a_pop_during_the_decision_asks_again(popped_at: int) -> None:
 
 def test_converts() -> None:
     converts(BurstPlanner(256))
+    converts(BurstPlanner(16, 8))

@@ -1,6 +1,7 @@
 """The entry writer: beats, phases, patience, and when it says that an entry is there."""
 
 import random
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from hw.config import NicConfig
 from hw.dma.entry_writer import EntryWriter
 from hw.dma.ring import ENTRY_BYTES
-from tests.hw.simulate import converts, feed, run, seeds, sometimes
+from tests.hw.simulate import converts, feed, run, seeds_and_sizes, sometimes
 
 from .memory import Memory, Traffic, serve_writes
 from .rx_helpers import enable, strobes
@@ -16,11 +17,16 @@ from .rx_helpers import enable, strobes
 CONFIG = NicConfig(queues=4, writes=16)
 
 
+def narrow(size):
+    """The same with a bus of another width."""
+    return replace(CONFIG, width=8, axi_bytes=size, read_beats=4096, rx_buffer_beats=None, tx_buffer_beats=None)
+
+
 @pytest.mark.parametrize("log2", [3, 5])
-@pytest.mark.parametrize("seed", seeds(2))
-def test_entries_land_in_their_slots(log2, seed):
+@pytest.mark.parametrize("seed, size", seeds_and_sizes(2, (0, 8), (1, 32)))
+def test_entries_land_in_their_slots(log2, seed, size):
     rng = random.Random(seed)
-    dut, memory, posted = EntryWriter(CONFIG, "event"), Memory(), []
+    dut, memory, posted = EntryWriter(narrow(size), "event"), Memory(), []
     bases = [0x1_2345_0000 + (q << 20) + 64 * q for q in range(4)]
     entries, indices = [], [rng.randrange(3) for _ in range(4)]
     for _ in range(150):
@@ -89,8 +95,25 @@ def test_neighbours_share_a_beat_and_a_lone_entry_does_not_wait_long():
     )
 
 
-def test_posted_only_after_the_answer():
-    dut, memory, posted = EntryWriter(CONFIG, "rx_completion"), Memory(), []
+@pytest.mark.parametrize("size, beats", [(8, 4), (16, 2), (32, 1)])
+def test_a_burst_per_entry_without_a_gap(size, beats):
+    dut, memory, traffic = EntryWriter(narrow(size), "event"), Memory(), Traffic()
+
+    async def main(ctx):
+        await enable(ctx, dut.bus, 1, event_base=0x8000, event_size=4)
+        await feed(ctx, dut.i, [1 | index << 6 | index << 22 for index in range(12)])
+        while not ctx.get(dut.idle):
+            await ctx.tick()
+
+    run(dut, main, background=[partial(serve_writes, port=dut.write, memory=memory, traffic=traffic)])
+    first = traffic.bursts[0][0]
+    assert traffic.bursts == [(first + beats * k, 0x8000 + ENTRY_BYTES * k, beats) for k in range(12)]
+    assert [memory.read(0x8000 + ENTRY_BYTES * k, 1)[0] for k in range(12)] == list(range(12))
+
+
+@pytest.mark.parametrize("size", [64, 8])
+def test_posted_only_after_the_answer(size):
+    dut, memory, posted = EntryWriter(narrow(size), "rx_completion"), Memory(), []
 
     async def main(ctx):
         await enable(ctx, dut.bus, 0, rx_completion_base=0x8000, rx_completion_size=3)
@@ -118,3 +141,4 @@ def test_bad_ring():
 def test_converts():
     for queues in (1, 64):
         converts(EntryWriter(NicConfig(queues=queues), "event"))
+    converts(EntryWriter(narrow(8), "event"))

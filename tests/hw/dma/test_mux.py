@@ -5,16 +5,13 @@ from functools import partial
 
 import pytest
 from amaranth import Value
-from amaranth.lib import data
 
 from hw.dma.axi import ReadBeat, WriteBeat
 from hw.dma.mux import AxiMaster
-from tests.hw.simulate import always, converts, feed, run, seeds, sometimes
+from tests.hw.simulate import always, converts, feed, run, seeds_and_sizes, sometimes
 
 from .memory import Memory, Traffic, serve_axi_reads, serve_axi_writes
 from .rx_helpers import count_into
-
-READ_DATA = data.Layout.cast(ReadBeat)
 
 
 async def read_bursts(ctx, port, bursts, log, go=always):
@@ -43,17 +40,17 @@ def keep_responses(port, log):
     return watch
 
 
-def write_beats(address, octets, strobes=None):
+def write_beats(address, octets, strobes=None, size=64):
     """One burst as `WriteBeat` integers."""
-    count = len(octets) // 64
-    shape = data.Layout.cast(WriteBeat)
+    count = len(octets) // size
+    shape = WriteBeat(size)
     return [
         shape.const(
             {
                 "address": address,
                 "length": count - 1,
-                "data": int.from_bytes(octets[64 * i : 64 * i + 64], "little"),
-                "strobe": (1 << 64) - 1 if strobes is None else strobes[i],
+                "data": int.from_bytes(octets[size * i : size * i + size], "little"),
+                "strobe": (1 << size) - 1 if strobes is None else strobes[i],
                 "last": i == count - 1,
             }
         )
@@ -63,10 +60,10 @@ def write_beats(address, octets, strobes=None):
     ]
 
 
-@pytest.mark.parametrize("seed", seeds(3))
-def test_reads_random(seed):
+@pytest.mark.parametrize("seed, size", seeds_and_sizes(3, (0, 8), (1, 32)))
+def test_reads_random(seed, size):
     rng = random.Random(seed)
-    dut, memory, totals = AxiMaster(3, 1), Memory(), {}
+    dut, memory, totals = AxiMaster(3, 1, size), Memory(), {}
     memory.write(0, rng.randbytes(1 << 16))
     memory.errors.append(range(0x4000, 0x4100))
     wanted = []
@@ -75,7 +72,7 @@ def test_reads_random(seed):
         for _ in range(25):
             beats = rng.choice((1, 1, 2, 4, 9))
             line = rng.randrange(64 - beats + 1)
-            bursts.append((rng.randrange(16) << 12 | line << 6, beats))
+            bursts.append(((rng.randrange(16) << 12) + line * size, beats))
         wanted.append(bursts)
     logs = [[] for _ in range(3)]
 
@@ -99,22 +96,22 @@ def test_reads_random(seed):
         expected = []
         for address, beats in bursts:
             for i in range(beats):
-                at = address + 64 * i
-                errors += memory.fails(at)
+                at = address + size * i
+                errors += memory.fails(at, size)
                 expected.append(
-                    READ_DATA.const(
-                        {"data": memory.read_beat(at), "error": memory.fails(at), "last": i == beats - 1}
+                    ReadBeat(size).const(
+                        {"data": memory.read_beat(at, size), "error": memory.fails(at, size), "last": i == beats - 1}
                     ).as_value().value
                 )
         assert log == expected
     beats = sum(len(log) for log in logs)
-    assert (totals["axi_read_errors"], totals["axi_read_bytes"]) == (errors, 64 * beats)
+    assert (totals["axi_read_errors"], totals["axi_read_bytes"]) == (errors, size * beats)
 
 
-@pytest.mark.parametrize("address_p, data_p", [(1, 1), (0.2, 1), (1, 0.2), (0.6, 0.6)])
-def test_writes_random(address_p, data_p):
+@pytest.mark.parametrize("address_p, data_p, size", [(1, 1, 64), (0.2, 1, 64), (1, 0.2, 64), (0.6, 0.6, 64), (0.6, 0.6, 8), (1, 1, 16)])
+def test_writes_random(address_p, data_p, size):
     rng = random.Random(int(10 * address_p + 100 * data_p))
-    dut, memory, totals = AxiMaster(1, 3), Memory(fill=0xA5), {}
+    dut, memory, totals = AxiMaster(1, 3, size), Memory(fill=0xA5), {}
     memory.errors.append(range(0x1_0000, 0x1_1000))
     image = bytearray([0xA5]) * 0x1_1000
     beats, failing, written = [[], [], []], [0, 0, 0], 0
@@ -124,14 +121,14 @@ def test_writes_random(address_p, data_p):
             count, line = rng.choice((1, 1, 1, 3, 8)), rng.randrange(56)
             address = (0x1_0000 if bad else (3 * page + k) % 16 << 12 | k << 10) + 0
             address += 0 if not bad else line << 6
-            octets = rng.randbytes(64 * count)
-            strobes = [rng.getrandbits(64) for _ in range(count)]
-            beats[k] += write_beats(address, octets, strobes)
+            octets = rng.randbytes(size * count)
+            strobes = [rng.getrandbits(size) for _ in range(count)]
+            beats[k] += write_beats(address, octets, strobes, size)
             failing[k] += bad
             written += sum(s.bit_count() for s in strobes)
             if not bad:
-                for i in range(64 * count):
-                    if strobes[i // 64] >> i % 64 & 1:
+                for i in range(size * count):
+                    if strobes[i // size] >> i % size & 1:
                         image[address + i] = octets[i]
     logs = [[] for _ in range(3)]
 
@@ -140,6 +137,7 @@ def test_writes_random(address_p, data_p):
             await feed(ctx, dut.writes[k].request, beats[k], sometimes(k, 0.8))
             while len(logs[k]) < 15:
                 await ctx.tick()
+            await ctx.tick().repeat(2)  # counts come late
 
         return main
 
@@ -217,3 +215,4 @@ def test_bad_parameters(reads, writes):
 def test_converts():
     converts(AxiMaster(4, 4))
     converts(AxiMaster(1, 1))
+    converts(AxiMaster(4, 3, 8))

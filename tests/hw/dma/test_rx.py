@@ -23,21 +23,25 @@ def config(**options):
 
 
 @pytest.mark.parametrize(
-    "width, ports, seed", [pytest.param(64, 1, 0, marks=pytest.mark.long), (64, 2, 1), (32, 1, 2), pytest.param(8, 2, 3, marks=pytest.mark.long)]
-)
-def test_random_packets_byte_for_byte(width, ports, seed):
+    "width, size, ports, seed",
+    [
+        pytest.param(64, 64, 1, 0, marks=pytest.mark.long), (64, 64, 2, 1), (32, 64, 1, 2),
+        pytest.param(8, 64, 2, 3, marks=pytest.mark.long), (8, 8, 1, 4), pytest.param(8, 16, 2, 5, marks=pytest.mark.long),
+    ],
+)  # fmt: skip
+def test_random_packets_byte_for_byte(width, size, ports, seed):
     rng = random.Random(seed)
     lengths = [1, 63, 64, 65, 127, 128, 129, 192, 250, 256, 257]
     packets = [
         Packet(
             i, rng.randbytes(rng.choice(lengths)), rng.randrange(2), rng.randrange(ports), rng.random() < 0.9
         )
-        for i in range(100 if width > 8 else 60)
+        for i in range(100 if width > 8 else 30)
     ]
     queues = [Queue(k, BASE + (k << 24)) for k in range(2)]
     for queue in queues:
         queue.buffers.extend(scattered(rng, 100, 300, 0x10_0000_0000 + (queue.number << 28)))
-    rig = Rig(config(width=width, ports=ports), packets, queues)
+    rig = Rig(config(width=width, axi_bytes=size, read_beats=4096, ports=ports), packets, queues)
     rig.run(
         go=sometimes(seed, 0.5), bus_go=sometimes(seed + 1, 0.7),
         take_go=sometimes(seed + 2, 0.7), packet_go=sometimes(seed + 3, 0.8), first=400,

@@ -59,8 +59,8 @@ def simulate(packets, buffers, *, log2=15, on=(0, 1, 2, 3), go=always, out_go=al
     streams = [
         (dut.take[0], seen["takes"][0], None),
         (dut.take[1], seen["takes"][1], None),
-        (dut.plan, seen["plans"], data.Layout.cast(RxPlan)),
-        (dut.records, seen["records"], data.Layout.cast(RxRecord)),
+        (dut.plan, seen["plans"], RxPlan()),
+        (dut.records, seen["records"], RxRecord()),
     ]
 
     async def main(ctx):

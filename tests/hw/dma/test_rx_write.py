@@ -4,33 +4,32 @@ import random
 
 import pytest
 from amaranth import Value
-from amaranth.lib import data
 
 from hw.config import NicConfig
 from hw.dma.rx_allocate import RxPlan
 from hw.dma.rx_write import RxWrite
-from tests.hw.simulate import always, beats, collect, converts, feed, run, seeds, sometimes
+from tests.hw.simulate import always, beats, collect, converts, feed, run, seeds_and_sizes, sometimes
 
 from .memory import Memory, Traffic, serve_writes
 
 FILL = 0xA5
 
 
-def config(**options):
-    return NicConfig(queues=2, **options)
+def config(size=64, **options):
+    return NicConfig(queues=2, width=32 if size >= 32 else 8, axi_bytes=size, read_beats=4096, **options)
 
 
-def plan(address, length, port=0):
-    shift = address % 64
-    lines, needed = (shift + length + 63) // 64, (length + 63) // 64
+def plan(address, length, port=0, size=64):
+    shift = address % size
+    lines, needed = -(-(shift + length) // size), -(-length // size)
     return (
-        data.Layout.cast(RxPlan)
+        RxPlan(size)
         .const(
             {
                 "port": port,
-                "line": address // 64,
+                "line": address // size,
                 "shift": shift,
-                "end": (shift + length - 1) % 64,
+                "end": (shift + length - 1) % size,
                 "lines": lines - 1,
                 "residual": lines != needed,
             }
@@ -40,22 +39,21 @@ def plan(address, length, port=0):
     )
 
 
-def simulate(jobs, *, packet_go=always, bus_go=always, latency=10, ports=1, answered_go=always, **options):
+def simulate(jobs, *, packet_go=always, bus_go=always, latency=10, ports=1, answered_go=always, size=64, **options):
     """Write (address, octets, port) jobs; returns memory, traffic and the answers."""
-    dut, memory, traffic = RxWrite(config(ports=ports, **options)), Memory(fill=FILL), Traffic()
-    pages = [
-        ((a + len(o) - 1) // 4096 - a // 4096) + 1 for a, o, _ in jobs
-    ]
+    dut, memory, traffic = RxWrite(config(size, ports=ports, **options)), Memory(fill=FILL), Traffic()
+    page = min(4096, 256 * size)
+    pages = [((a + len(o) - 1) // page - a // page) + 1 for a, o, _ in jobs]
     answers = []
 
     async def plans(ctx):
-        await feed(ctx, dut.plan, [plan(a, len(o), p) for a, o, p in jobs])
+        await feed(ctx, dut.plan, [plan(a, len(o), p, size) for a, o, p in jobs])
 
     def packets(port):
         async def main(ctx):
             for _, octets, p in jobs:
                 if p == port:
-                    await feed(ctx, dut.packets[port], beats(octets, 64), packet_go)
+                    await feed(ctx, dut.packets[port], beats(octets, size), packet_go)
 
         return main
 
@@ -71,8 +69,8 @@ def simulate(jobs, *, packet_go=always, bus_go=always, latency=10, ports=1, answ
     return memory, traffic, answers
 
 
-@pytest.mark.parametrize("seed", seeds(3))
-def test_any_alignment_and_length(seed):
+@pytest.mark.parametrize("seed, size", seeds_and_sizes(3, (0, 8), (1, 8), (2, 16), (3, 32)))
+def test_any_alignment_and_length(seed, size):
     rng = random.Random(seed)
     jobs, at = [], 0x3_0000_0000
     for i in range(120):
@@ -84,7 +82,7 @@ def test_any_alignment_and_length(seed):
         at += len(octets)
     memory, _, answers = simulate(
         jobs, packet_go=sometimes(seed, 0.8), bus_go=sometimes(seed + 1, 0.7), ports=2,
-        answered_go=sometimes(seed, 0.6), writes=8,
+        answered_go=sometimes(seed, 0.6), writes=8, size=size,
     )
     start = jobs[0][0] - 256
     image = bytearray([FILL]) * (at - start + 256)
@@ -106,11 +104,25 @@ def test_every_alignment_of_short_packets():
         assert memory.read(address - 64, len(octets) + 128) == guard + octets + guard
 
 
-@pytest.mark.parametrize("shift, length, lines", [(0, 64, 1), (4, 60, 1), (2, 1514, 24), (63, 64, 2)])
-def test_no_gap_between_packets(shift, length, lines):
-    count = 200 if lines < 3 else 8
+def test_long_bursts_are_cut():
+    """At 4 KiB, and at 2 KiB on a bus of 8 bytes, which has more beats there than a burst may."""
+    octets = random.Random(4).randbytes(9000)
+    memory, traffic, answers = simulate([(0x1FF5, octets, 0)], size=8)
+    assert memory.read(0x1FF5 - 64, 9128) == bytes([FILL]) * 64 + octets + bytes([FILL]) * 64
+    assert [(at, beats) for _, at, beats in traffic.bursts] == [
+        (0x1FF0, 2), *((at, 256) for at in range(0x2000, 0x4000, 0x800)), (0x4000, 100),
+    ]  # fmt: skip
+    assert not any(answers)
+
+
+@pytest.mark.parametrize(
+    "shift, length, lines, size",
+    [(0, 64, 1, 64), (4, 60, 1, 64), (2, 1514, 24, 64), (63, 64, 2, 64), (0, 64, 8, 8), (2, 60, 8, 8), (7, 9, 2, 8), (2, 1514, 190, 8)],
+)
+def test_no_gap_between_packets(shift, length, lines, size):
+    count = 200 if lines < 3 else max(4, 200 // lines)
     jobs = [(0x10_0000 + 4096 * i + shift, bytes(length), 0) for i in range(count)]
-    _, traffic, _ = simulate(jobs, latency=40, writes=128)
+    _, traffic, _ = simulate(jobs, latency=40, writes=128, size=size)
     first, last = traffic.bursts[0][0], traffic.bursts[-1][0]
     assert last - first == (count - 1) * lines
 
@@ -147,3 +159,4 @@ def test_refused_bursts_are_told_in_order():
 
 def test_converts():
     converts(RxWrite(config(ports=2)))
+    converts(RxWrite(config(8)))

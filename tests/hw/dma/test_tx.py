@@ -19,7 +19,7 @@ from hw.packet.meta import TxMeta
 from hw.stream.beat import BeatLayout
 from tests.hw.dma.bus import disable_queue, enable_queue, ring_doorbell, set_ring
 from tests.hw.dma.memory import Memory, Traffic, serve_reads
-from tests.hw.simulate import always, converts, feed, run, seeds, sometimes
+from tests.hw.simulate import always, converts, feed, run, seeds, seeds_and_sizes, sometimes
 
 RINGS = 0x9_0000_0000
 DATA = 0x5_4000_0000
@@ -98,18 +98,19 @@ class Bench:
             ctx.set(stream.ready, ready)
 
     def background(self, latency: int = 30, stall: int | None = None, go=always):
-        dut, layout, current = self.dut, BeatLayout(64), bytearray()
+        size = self.dut.config.axi_bytes
+        dut, layout, current = self.dut, BeatLayout(size), bytearray()
         mask, count_at, last_at, err_at = (
-            (1 << 512) - 1, layout["count"].offset, layout["last"].offset, layout["err"].offset,
+            (1 << 8 * size) - 1, layout["count"].offset, layout["last"].offset, layout["err"].offset,
         )  # fmt: skip
 
         def beat(value: int) -> None:
-            count = value >> count_at & 127
+            count = value >> count_at & 2 * size - 1
             last = value >> last_at & 1
-            assert 1 <= count <= 64 and (last or count == 64)
+            assert 1 <= count <= size and (last or count == size)
             if stall is None:
                 assert len(self.metas) > len(self.packets), "meta comes no later than its packet"
-            current.extend((value & mask).to_bytes(64, "little")[:count])
+            current.extend((value & mask).to_bytes(size, "little")[:count])
             if last:
                 self.packets.append((bytes(current), value >> err_at & 1))
                 self.ends.append(self.cycle)
@@ -183,6 +184,10 @@ def random_frames(bench: Bench, queue: int, count: int, rng: random.Random, long
         if rng.random() < 0.15:
             octets = bytes([queue]) + rng.randbytes(63)
             frames.append(Frame(octets, bench.place(octets, None, rng), TxOpcode.COMMAND))
+            if rng.random() < 0.2:
+                at = frames[-1].address + rng.randrange(64)
+                bench.memory.errors.append(range(at, at + 1))
+                bench.next_data += 64
             continue
         length = rng.choice([14, 60, 63, 64, 65, rng.randrange(14, 300), rng.randrange(14, longest)])
         octets = bytes([queue]) + rng.randbytes(length - 1)
@@ -203,16 +208,21 @@ def random_frames(bench: Bench, queue: int, count: int, rng: random.Random, long
     return frames
 
 
-@pytest.mark.parametrize("seed", seeds(3))
-def test_random_frames_commands_and_errors(seed: int) -> None:
+def config_of(size: int, **options: int) -> NicConfig:
+    """With a bus of `size` bytes."""
+    return NicConfig(width=8, axi_bytes=size, read_beats=4096, **options) if size < 64 else NicConfig(**options)
+
+
+@pytest.mark.parametrize("seed, size", seeds_and_sizes(3, (1, 8), (2, 16)))
+def test_random_frames_commands_and_errors(seed: int, size: int) -> None:
     rng = random.Random(seed)
-    bench = Bench(TxDma(NicConfig(queues=4, descriptors=32)))
-    count = 40
+    bench = Bench(TxDma(config_of(size, queues=4, descriptors=32)))
+    count = 40 if size == 64 else 15
     frames = {q: random_frames(bench, q, count, rng, 1600 if seed else 9018) for q in range(4)}
     for posted in frames.values():
         for frame in posted:
-            first, last = frame.address & ~63, frame.address + len(frame.octets)
-            hit = any(first < bad.stop and bad.start < (last + 63 & ~63) for bad in bench.memory.errors)
+            first, last = frame.address // size * size, frame.address + len(frame.octets)
+            hit = any(first < bad.stop and bad.start < -(-last // size) * size for bad in bench.memory.errors)
             frame.read_error = hit and frame.status == Status.OK
 
     async def host(ctx):

@@ -14,23 +14,25 @@ from hw.config import NicConfig
 from hw.dma.axi import ReadRequest
 from hw.dma.descriptors import Popped
 from hw.dma.tx_read import TxFrame, TxJob, TxRead
-from tests.hw.simulate import always, collect, converts, feed, run, seeds, sometimes
+from tests.hw.simulate import always, collect, converts, feed, run, seeds_and_sizes, sometimes
 
 
-@pytest.mark.parametrize("seed", seeds(3))
-def test_bursts_and_jobs(seed: int) -> None:
+@pytest.mark.parametrize("seed, size", seeds_and_sizes(3, (0, 8), (1, 8), (2, 16)))
+def test_bursts_and_jobs(seed: int, size: int) -> None:
     rng = random.Random(seed)
-    dut = TxRead(NicConfig(queues=4))
+    dut = TxRead(NicConfig(queues=4, width=8, axi_bytes=size, read_beats=4096))
+    most = 12800 // size
+    page = min(4096, 256 * size)
     frames = []
     for index in range(60):
         length = rng.choice([60, 1514, 9018, rng.randrange(14, 9019), 5])
         frames.append((index, rng.getrandbits(40), length))
     wanted = []
     for _, address, length in frames:
-        at, end = address & ~63, address + length
+        at, end = address // size * size, address + length
         while length != 5 and at < end:
-            stop = min((at | 4095) + 1, end + 63 & ~63)
-            wanted.append((at, (stop - at) // 64 - 1))
+            stop = min(at // page * page + page, -(-end // size) * size)
+            wanted.append((at, (stop - at) // size - 1))
             at = stop
     values = [
         Popped.const(
@@ -45,17 +47,17 @@ def test_bursts_and_jobs(seed: int) -> None:
     claimed = [0]
 
     async def room(ctx):
-        left = 200
+        left = most
         async for _, _, claim in ctx.tick().sample(dut.claim):
             left -= claim
             claimed[0] += claim
             assert left >= 0
-            if left < 200:
+            if left < most:
                 left += 1
             ctx.set(dut.room, left)
 
     async def put(ctx):
-        ctx.set(dut.room, 200)
+        ctx.set(dut.room, most)
         await feed(ctx, dut.popped, values, go(0))
 
     async def requests(ctx):
@@ -66,16 +68,16 @@ def test_bursts_and_jobs(seed: int) -> None:
         assert claimed[0] == sum(length + 1 for _, length in wanted)
 
     async def jobs(ctx):
-        got = [data.Const(TxJob, v) for v in await collect(ctx, dut.jobs, len(frames), go(2))]
+        got = [data.Const(TxJob(size), v) for v in await collect(ctx, dut.jobs, len(frames), go(2))]
         for job, (index, address, length) in zip(got, frames, strict=True):
             assert job.index == index
             assert job.status == (Status.BAD_LENGTH if length == 5 else Status.OK)
             if length != 5:
-                beats = (address % 64 + length + 63) // 64
-                assert (job.offset, job.length, job.beats) == (address % 64, length, beats)
-                assert job.extra == (beats != (length + 63) // 64)
+                beats = -(-(address % size + length) // size)
+                assert (job.offset, job.length, job.beats) == (address % size, length, beats)
+                assert job.extra == (beats != -(-length // size))
 
-    run(dut, put, requests, jobs, background=[room], cycles=20000)
+    run(dut, put, requests, jobs, background=[room], cycles=80000)
 
 
 def test_one_descriptor_per_cycle() -> None:
@@ -129,7 +131,7 @@ def test_checks_of_final_frames(change: dict[str, int], status: int) -> None:
         ctx.set(dut.room, 512)
         ctx.set(dut.request.ready, 1)
         await feed(ctx, dut.frames, [value])
-        (job,) = (data.Const(TxJob, v) for v in await collect(ctx, dut.jobs, 1))
+        (job,) = (data.Const(TxJob(), v) for v in await collect(ctx, dut.jobs, 1))
         assert (job.status, job.final, job.command, job.notify) == (status, 1, 0, 0)
         if status == Status.OK:
             ipv6 = frame.get("ipv6", 0)

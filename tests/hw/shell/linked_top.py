@@ -12,7 +12,8 @@ from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
-from hw.config import NicConfig
+import boards
+from hw.config import AXI_BYTES
 from hw.nic import Nic
 from hw.shell.host_link_nic import LinkedNic
 from hw.verilog import convert
@@ -22,10 +23,7 @@ from sim.verilate import verilate
 
 __all__ = ["BOARD_MAC", "CONFIG", "LINK_PORT", "NETWORK_PORT", "LinkedTop", "library"]
 
-CONFIG = NicConfig(
-    width=8, queues=2, listeners=4, flows=512, splices=0, packets=64, descriptors=16, read_beats=64, writes=16, max_frame=1514,
-    rx_buffer_beats=1024, tx_buffer_beats=1024, pipelined_hash=False, rss=False,
-)  # fmt: skip
+CONFIG = boards.load("ecpix5_85f").config
 BOARD_MAC = 0x02_00_00_00_00_B0
 NETWORK_PORT, LINK_PORT = 0, 1
 
@@ -35,7 +33,7 @@ class LinkedTop(wiring.Component):
 
     def __init__(self, config):
         self._linked = LinkedNic(config)
-        self._shape = Nic(replace(config, ports=config.ports + 1))  # for its ports only
+        self._shape = Nic(replace(config, ports=config.ports + 1, axi_bytes=AXI_BYTES))  # for its ports only
         super().__init__(dict(self._shape.signature.members.items()))
 
     def elaborate(self, platform):

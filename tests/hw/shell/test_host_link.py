@@ -6,7 +6,7 @@ import pytest
 
 from acceltcp.abi.host_link import BEAT_BYTES, HOST_LINK, VERSION, LinkKind
 from hw.shell.host_link import HostLink, LinkRegisters
-from tests.hw.simulate import converts, run, seeds
+from tests.hw.simulate import converts, run, seeds_and_sizes
 
 from .link_host import BOARD, HOST, LinkHost
 
@@ -26,8 +26,9 @@ OKAY, SLVERR = 0, 2
 ALL = (1 << BEAT_BYTES) - 1
 
 
-def make():
-    return HostLink(retry_ticks=RETRY_TICKS, silence_ticks=SILENCE_TICKS)
+def make(width=BEAT_BYTES):
+    """With a bus of `width` bytes towards the core."""
+    return HostLink(retry_ticks=RETRY_TICKS, silence_ticks=SILENCE_TICKS, axi_bytes=width)
 
 
 class Registers:
@@ -114,7 +115,7 @@ async def read_burst(ctx, axi, address, count, ident=2):
     for number in range(count):
         got, data, response, last = await ctx.tick().sample(axi.rid, axi.rdata, axi.rresp, axi.rlast).until(axi.rvalid)
         assert (got, last) == (ident, number == count - 1)
-        octets += data.to_bytes(BEAT_BYTES, "little")
+        octets += data.to_bytes(len(axi.rdata) // 8, "little")
         worst = max(worst, response)
     ctx.set(axi.rready, 0)
     return octets, worst
@@ -139,10 +140,11 @@ def test_registers_are_accessed_once_each(cable):
 
 
 @CABLES
-@pytest.mark.parametrize("seed", seeds(3))
-def test_memory(cable, seed):
+@pytest.mark.parametrize("seed, width", seeds_and_sizes(3, (0, 8), (1, 32)))
+def test_memory(cable, seed, width):
     rng = random.Random(seed)
-    dut = make()
+    dut = make(width)
+    counts = (1, 16, 17, 64, rng.randint(2, 40)) if width == BEAT_BYTES else (1, 2, 9, 2000 // width, rng.randint(2, 40))
     host = LinkHost(dut, seed=seed, **cable)
     size = len(host.memory)
     half = size // 2
@@ -151,22 +153,22 @@ def test_memory(cable, seed):
 
     async def write(ctx):
         await host.hello(ctx)
-        for count in (1, 16, 17, 64, rng.randint(2, 40)):
-            at = half + BEAT_BYTES * rng.randrange(half // BEAT_BYTES - count)
-            beats = [(rng.randbytes(BEAT_BYTES), rng.choice([ALL, 0, rng.getrandbits(BEAT_BYTES)])) for _ in range(count)]
+        for count in counts:
+            at = half + width * rng.randrange(half // width - count)
+            beats = [(rng.randbytes(width), rng.choice([(1 << width) - 1, 0, rng.getrandbits(width)])) for _ in range(count)]
             assert await write_burst(ctx, dut.s_axi, host.base + at, beats, ident=count & 3) == OKAY
             for number, (data, strobe) in enumerate(beats):
-                for byte in range(BEAT_BYTES):
+                for byte in range(width):
                     if strobe >> byte & 1:
-                        expected[at + BEAT_BYTES * number + byte] = data[byte]
+                        expected[at + width * number + byte] = data[byte]
             assert host.memory == expected  # what is answered has been written
 
     async def read(ctx):
         await ctx.tick().until(~dut.core_reset)
-        for count in (1, 16, 17, 64, rng.randint(2, 40)):
-            at = BEAT_BYTES * rng.randrange(half // BEAT_BYTES - count)
+        for count in counts:
+            at = width * rng.randrange(half // width - count)
             octets, response = await read_burst(ctx, dut.s_axi, host.base + at, count, ident=count & 3)
-            assert (response, octets) == (OKAY, bytes(expected[at : at + BEAT_BYTES * count]))
+            assert (response, octets) == (OKAY, bytes(expected[at : at + width * count]))
 
     simulate(dut, host, write, read)
 
@@ -343,4 +345,5 @@ def test_options(option):
 
 def test_conversion():
     converts(make())
+    converts(make(8))
     converts(LinkRegisters())

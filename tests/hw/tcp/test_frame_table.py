@@ -12,7 +12,7 @@ from amaranth.lib import data
 
 from acceltcp.abi.messages import FINAL_FRAME
 from hw.dma.axi import ReadBeat, ReadRequest
-from hw.tcp.frame_table import BEATS, TABLES, FrameEntry, FrameTable, TableRequest
+from hw.tcp.frame_table import TABLES, WORDS, FrameEntry, FrameTable, TableRequest
 from tests.hw.simulate import always, collect, converts, feed, run, sometimes
 
 
@@ -24,6 +24,7 @@ class HostMemory:
 
     def __init__(self, dut: Any, latency: int = 3, go=always, gap=always) -> None:
         self.dut, self.latency, self.go, self.gap = dut, latency, go, gap
+        self.size = len(dut.read.response.payload.data) // 8
         self.tables: dict[int, list[int]] = {}
         self.refused: set[int] = set()
         self.requests: list[tuple[int, int]] = []
@@ -34,8 +35,8 @@ class HostMemory:
         return self.tables[at][:frames]
 
     def beat(self, address: int) -> int:
-        entries = self.tables[address >> 8][(address & 255) // 16 :][:4]
-        return sum(entry << 128 * k for k, entry in enumerate(entries))
+        octets = b"".join(entry.to_bytes(16, "little") for entry in self.tables[address >> 8])
+        return int.from_bytes(octets[address & 255 :][: self.size], "little")
 
     async def bus(self, ctx: Any) -> None:
         read, waiting, cycle = self.dut.read, [], 0
@@ -46,7 +47,7 @@ class HostMemory:
             if answer:
                 _, address, last = waiting.pop(0)
                 beat = {"data": self.beat(address), "error": address in self.refused, "last": last}
-                ctx.set(Value.cast(read.response.payload), ReadBeat.const(beat).as_value().value)
+                ctx.set(Value.cast(read.response.payload), ReadBeat(self.size).const(beat).as_value().value)
             ctx.set(read.response.valid, answer)
             payload = Value.cast(read.request.payload)
             _, _, valid, value = await ctx.tick().sample(read.request.valid, payload)
@@ -55,7 +56,7 @@ class HostMemory:
                 request = data.Const(ReadRequest, value)
                 self.requests.append((request.address, request.length))
                 for k in range(request.length + 1):
-                    waiting.append((cycle + self.latency, request.address + 64 * k, k == request.length))
+                    waiting.append((cycle + self.latency, request.address + self.size * k, k == request.length))
 
 
 def raw(table: int, frames: int) -> int:
@@ -68,11 +69,11 @@ def entries_of(values: list[int]) -> list[tuple[int, int, int]]:
     return [(one.entry.as_value().value, one.last, one.error) for one in got]
 
 
-@pytest.mark.parametrize("frames", range(1, 17))
-def test_every_length(frames):
+@pytest.mark.parametrize("frames, size", [*((frames, 64) for frames in range(1, 17)), (1, 8), (16, 8), (3, 16), (7, 32)])
+def test_every_length(frames, size):
     """One burst of just the beats that are needed."""
     rng = random.Random(frames)
-    dut = FrameTable()
+    dut = FrameTable(axi_bytes=size)
     memory = HostMemory(dut)
     at = (1 << 46) - 1
     wanted = memory.table(rng, at, frames)
@@ -83,19 +84,19 @@ def test_every_length(frames):
         assert not ctx.get(dut.idle) and ctx.get(dut.busy)
         got = entries_of(await collect(ctx, dut.entries[0], frames))
         assert got == [(entry, k == frames - 1, 0) for k, entry in enumerate(wanted)]
-        assert memory.requests == [(at << 8, (frames - 1) // 4)]
+        assert memory.requests == [(at << 8, -(-frames * 16 // size) - 1)]
         await ctx.tick()
         assert ctx.get(dut.idle) and not ctx.get(dut.busy) and not ctx.get(dut.entries[0].valid)
 
     run(dut, bench, background=[memory.bus])
 
 
-@pytest.mark.parametrize("seed, clients", [(0, 2), (1, 2), (2, 2), (3, 3), (4, 3), (5, 4)])
-def test_several_clients(seed, clients):
+@pytest.mark.parametrize("seed, clients, size", [(0, 2, 64), (1, 2, 64), (2, 2, 8), (3, 3, 64), (4, 3, 8), (5, 4, 64), (6, 2, 16)])
+def test_several_clients(seed, clients, size):
     """Each gets its own tables in the order of its requests, with the errors of each table from the refused beat on."""
     rng = random.Random(seed)
     go = (lambda n: sometimes(seed * 9 + n, 0.6)) if seed else (lambda n: always)
-    dut = FrameTable(clients)
+    dut = FrameTable(clients, size)
     memory = HostMemory(dut, latency=rng.choice((1, 30)), go=go(0), gap=go(1))
     asked: list[list[tuple[int, int]]] = [[] for _ in range(clients)]
     wanted: list[list[tuple[int, int, int]]] = [[] for _ in range(clients)]
@@ -104,9 +105,12 @@ def test_several_clients(seed, clients):
         bad = rng.choice((0, 1, 2, 3, *[4] * 6))  # the beat that is refused
         entries = memory.table(rng, at, frames)
         if bad < 4:
-            memory.refused.add((at << 8) + 64 * bad)
+            memory.refused.add((at << 8) + 64 * bad + rng.randrange(64 // size) * size)
+            bad = (max(memory.refused) & 255) // max(size, 16) * max(size, 16) // 16  # the first entry that is
+        else:
+            bad = 16
         asked[client].append((at, frames))
-        wanted[client] += [(entry, k == frames - 1, k // 4 >= bad) for k, entry in enumerate(entries)]
+        wanted[client] += [(entry, k == frames - 1, k >= bad) for k, entry in enumerate(entries)]
 
     async def client(ctx, number):
         values = [raw(*one) for one in asked[number]]
@@ -122,7 +126,7 @@ def test_several_clients(seed, clients):
         *(lambda ctx, n=n: check(ctx, n) for n in range(clients)),
         background=[memory.bus],
     )
-    assert sorted(memory.requests) == sorted((at << 8, (n - 1) // 4) for one in asked for at, n in one)
+    assert sorted(memory.requests) == sorted((at << 8, -(-n * 16 // size) - 1) for one in asked for at, n in one)
 
 
 def test_the_first_client_has_the_right_of_way():
@@ -178,7 +182,7 @@ def test_bad_number_of_clients(clients):
     [(1, 16, 1), (1, 4, 1), (200, 16, 1), (250, 16, 0.95), (250, 1, TABLES / 270)],
 )
 def test_throughput(latency, frames, rate):
-    """One entry per cycle, up to a round trip in which all `BEATS` or `TABLES` are under way."""
+    """One entry per cycle, up to a round trip in which all `WORDS` or `TABLES` are under way."""
     rng = random.Random(2)
     dut = FrameTable()
     memory = HostMemory(dut, latency=latency)
@@ -204,7 +208,7 @@ def test_throughput(latency, frames, rate):
     assert len(wanted) >= rate * (cycles[-1] - cycles[0] + 1)
 
 
-@pytest.mark.parametrize("frames, most", [(16, BEATS // 4), (1, TABLES)])
+@pytest.mark.parametrize("frames, most", [(16, WORDS // 4), (1, TABLES)])
 def test_no_more_is_asked_for_than_there_is_room_for(frames, most):
     """Entries that nobody takes hold up the requests, not the bus; then everything comes out."""
     rng = random.Random(3)
@@ -216,7 +220,7 @@ def test_no_more_is_asked_for_than_there_is_room_for(frames, most):
     async def look(ctx):
         await ctx.tick().repeat(200)
         beats = sum(length + 1 for _, length in memory.requests)
-        assert most - 1 <= len(memory.requests) <= most + 1 and beats <= BEATS
+        assert most - 1 <= len(memory.requests) <= most + 1 and beats <= WORDS
         got = entries_of(await collect(ctx, dut.entries[1], len(wanted)))
         assert [entry for entry, _, _ in got] == wanted
 
@@ -272,3 +276,4 @@ def test_a_request_on_the_bus_stays():
 
 def test_converts():
     converts(FrameTable())
+    converts(FrameTable(axi_bytes=8))
