@@ -56,6 +56,9 @@ def configuration(base, options):
     if "width" in given:
         # Buffers are given in beats: with another width they go back to their size in bytes.
         given = {"rx_buffer_beats": None, "tx_buffer_beats": None, **given}
+        # The bus is at least as wide.
+        if given["width"] > base.axi_bytes:
+            given = {"axi_bytes": given["width"], **given}
     if "axi_bytes" in given:
         given = {"read_beats": None, **given}
     if "flows" in given:

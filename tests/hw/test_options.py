@@ -47,6 +47,8 @@ def test_what_follows_from_widths_and_flows():
     assert made.rx_buffer_beats == (64 << 10) // 32 and made.splices == 256
     made = configuration(base, parser("build", "").parse_args(["--width", "8", "--axi-bytes", "8"]))
     assert (made.axi_bytes, made.read_beats) == (8, (32 << 10) // 8)
+    made = configuration(made, parser("build", "").parse_args(["--width", "32"]))
+    assert (made.axi_bytes, made.read_beats) == (32, (32 << 10) // 32)
 
 
 @pytest.mark.parametrize(

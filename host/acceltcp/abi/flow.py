@@ -2,7 +2,7 @@
 
 The table does not keep the 289 bits of a key. It keeps a *digest*: the low bits of SipHash-1-3 with
 128 bits of output under a secret that is drawn anew after every reset. Two keys with one digest do
-not occur (2^-120), and nobody who does not know the secret can look for them.
+not occur (2^-120; a small board may keep fewer bits, `NicConfig.digest`), and nobody who does not know the secret can look for them.
 """
 
 from __future__ import annotations
