@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -30,6 +32,10 @@ _COMMAND_S = 3600.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     options = _parser().parse_args(arguments)
+    logging.basicConfig(format="    %(message)s")
+    logging.getLogger("acceltcp.sim").setLevel(logging.INFO)  # what the simulator does: to compile it takes minutes
+    # The guest and the simulator end with this process; what they have left in /tmp goes with the blocks that made it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return _run(options)
     except (BuildError, DeviceError, GuestError, ValueError) as error:
