@@ -495,9 +495,9 @@ class PciDevice:
             request = vfio.FeatureRequest.unpack(message.payload)
         except ValueError as error:
             raise RefusedError(errno.EINVAL, str(error)) from error
-        raise RefusedError(
-            errno.ENOTTY, f"there is no device feature {request.flags & vfio.FeatureFlag.INDEX_MASK}"
-        )
+        # As a number: a flag would keep each value that it has ever had.
+        index = request.flags & int(vfio.FeatureFlag.INDEX_MASK)
+        raise RefusedError(errno.ENOTTY, f"there is no device feature {index}")
 
 
 class Server:

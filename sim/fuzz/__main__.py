@@ -39,16 +39,14 @@ def _watch() -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Watched, and without the server's word on each of many thousand clients."""
+def quiet() -> Iterator[None]:
+    """Without the server's word on each of many thousand clients."""
     log = logging.getLogger("acceltcp.sim")
     before = log.level
     log.setLevel(logging.CRITICAL)
-    _watch()
     try:
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
         log.setLevel(before)
 
 
@@ -102,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--socket goes with --pid and --side server")
     if options.messages < 1:
         parser.error(f"--messages must be at least 1, not {options.messages}")
-    with _quiet(), tempfile.TemporaryDirectory(prefix="acceltcp-") as folder:
+    _watch()
+    with quiet(), tempfile.TemporaryDirectory(prefix="acceltcp-") as folder:
         try:
             if options.side != "client":
                 fuzzer, target = _server(options, Path(folder))
@@ -119,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError as error:
             print(f"sim.fuzz: {error}", file=sys.stderr)
             return 2
+        finally:
+            faulthandler.cancel_dump_traceback_later()
     return 0
 
 

@@ -19,7 +19,7 @@ import pytest
 from acceltcp.host import vfio_user
 from sim.device import Shell
 from sim.fuzz import FuzzError
-from sim.fuzz.__main__ import QUEUES, main, run
+from sim.fuzz.__main__ import QUEUES, main, quiet, run
 from sim.fuzz.against_client import ClientFuzzer
 from sim.fuzz.against_server import ServerFuzzer
 from sim.fuzz.process import descriptors, mapped_bytes, resident_bytes
@@ -44,7 +44,8 @@ def target(tmp_path: Path) -> Iterator[InProcess]:
 def attack(target: InProcess | Outside, messages: int, seed: int) -> ServerFuzzer:
     fuzzer = ServerFuzzer(target, seed)
     try:
-        run(fuzzer, messages)
+        with quiet():  # pytest keeps what is logged
+            run(fuzzer, messages)
     finally:
         fuzzer.close()
     return fuzzer
