@@ -113,9 +113,8 @@ class GuestImage:
 
 
 def guest_image(tell: Callable[[str], None] = lambda _: None) -> GuestImage:
-    """The image, which is built if it is not there yet or has been damaged (about a minute, and 500 MB from Debian's mirror or its
-    cache). tell: gets a line when something takes long. Raises `BuildError` with a sentence, `PackagesError` when the packages
-    cannot be had."""
+    """The image, which is built if it is not there yet or has been damaged: about a minute, and 320 MB in the cache. tell: gets a
+    line when something takes long. Raises `BuildError` with a sentence, `PackagesError` when the packages cannot be had."""
     recipe = content_hash((Path(__file__), _INIT))
     target = cache_directory() / "guest" / recipe
     if target.exists() and not _whole(target):

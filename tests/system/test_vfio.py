@@ -21,7 +21,7 @@ from .namespace import isolated
 from .world import ADDRESSES, KERNEL4, NIC4, NIC6, START_S, plug, wait_until
 
 DEVICE = f"vfio:{NIC_BDF}"
-SERVE_S = 60
+SERVE_S = 120
 """For a server in the guest to come up; an emulated processor takes long for imports."""
 
 PAGE = b"from a guest\n"
