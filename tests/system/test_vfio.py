@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -149,6 +150,26 @@ def back_end(content):
         finally:
             server.shutdown()
             thread.join()
+
+
+@pytest.mark.long
+@isolated
+@pytest.mark.timeout(300)
+def test_a_shell_in_the_guest(tmp_path):
+    """`acceltcp vm` as somebody uses it at a terminal."""
+    said = tmp_path / "terminal.log"
+    with said.open("wb") as output:
+        command = [sys.executable, "-m", "acceltcp", "vm"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, bufsize=0) as terminal:
+            try:
+                wait_until("the prompt is there", lambda: b"guest:~# " in said.read_bytes() or terminal.poll() is not None, START_S)
+                terminal.stdin.write(f"acceltcp bind 00:03.0 && acceltcp info --device {DEVICE}; poweroff\n".encode())
+                assert terminal.wait(SERVE_S) == 0, said.read_text(errors="replace")
+            finally:
+                terminal.kill()
+    text = said.read_text(errors="replace")
+    assert "the kernel's side of acc0 has 10.0.0.1/24 and fd00::1/64" in text
+    assert "has the driver vfio-pci now" in text and "SETUP, RSS, TEARDOWN, SPLICE" in text, text
 
 
 @pytest.mark.long
