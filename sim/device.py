@@ -431,10 +431,17 @@ def open_nic(
     write_latency: int = 4,
     quiet: bool = False,
 ) -> Shell:
-    """Export, build (or take from the cache) and open the core with that configuration."""
+    """Export, build (or take from the cache) and open the core with that configuration.
+
+    Raises `ValueError` for a width of AXI4 that the C++ around it does not know.
+    """
+    from hw.config import AXI_BYTES
+
     from .export import export_verilog
     from .verilate import verilate
 
+    if config.axi_bytes != AXI_BYTES:
+        raise ValueError(f"axi_bytes must be {AXI_BYTES} in simulation, not {config.axi_bytes}")
     library = verilate(
         export_verilog(config, quiet=quiet),
         width=config.width,

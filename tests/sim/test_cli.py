@@ -69,6 +69,7 @@ def test_second_server_on_a_path_is_refused(tmp_path: Path) -> None:
         (["--width", "16"], "width must be one of (8, 32, 64), not 16"),
         (["--set", "colour=red"], "not 'colour=red'"),
         (["--set", "packets=many"], "--set packets takes a number"),
+        (["--width", "8", "--set", "axi_bytes=8"], "axi_bytes must be 64 in simulation, not 8"),
         (["--loss", "2"], "loss must be a probability from 0 to 1, not 2.0"),
         (["--loop"], "--loop needs --ports 2"),
         (["--tap", "a", "--tap", "b"], "2 TAP devices need as many ports, not 1"),
