@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from acceltcp.abi import pci
+from acceltcp.host.errors import DeviceError
 from acceltcp.host.vfio import binding
 
 NIC = "0000:65:00.0"
@@ -19,6 +20,8 @@ class FakeMachine:
             path.mkdir(parents=True)
         self.writes = []
         self.refuses = ()
+        self.fails = {}
+        """Name of a file -> why it cannot be written."""
         self.loaded = True
         self._write = binding._write
         monkeypatch.setattr(binding, "_write", self.write)
@@ -52,6 +55,8 @@ class FakeMachine:
         """As the kernel takes it."""
         path = Path(path)
         self.writes.append((str(path.relative_to(self.root)), text))
+        if reason := self.fails.get(path.name):
+            raise DeviceError(f"{path} cannot be written: {reason}.")
         if path.name == "unbind":
             (self.devices / text / "driver").unlink()
         elif path.name == "drivers_probe":

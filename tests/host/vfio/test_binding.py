@@ -1,5 +1,6 @@
 """Handing a function to vfio-pci and back, and what stands in the way."""
 
+import errno
 import os
 import subprocess
 
@@ -25,7 +26,7 @@ def bind(machine, bdf=NIC, **options):
 
 @pytest.mark.parametrize(
     ("text", "meant"),
-    [("65:00.0", NIC), (NIC, NIC), ("0001:AF:1f.7", "0001:af:1f.7"), ("10000:01:00.0", "10000:01:00.0")],
+    [("65:00.0", NIC), (NIC, NIC), ("0001:AF:1f.7", "0001:af:1f.7"), ("10000:01:00.0", "10000:01:00.0"), ("00000000:65:00.0", NIC)],
 )
 def test_places(text, meant):
     assert parse_bdf(text) == meant
@@ -76,6 +77,8 @@ def test_nobody_to_give_it_back_to(machine):
         ({"identity": (0x8086, 0x10FB)}, NIC, {}, "is PCI device 8086:10fb, no AccelTCP NIC .*--force binds it all the same"),
         ({"group": None}, NIC, {}, "0000:65:00.0 is behind no IOMMU: switch it on"),
         ({}, NIC, {"owner": "nobody-of-that-name"}, "There is no user 'nobody-of-that-name'"),
+        ({}, NIC, {"owner": str((1 << 32) - 1)}, "A user's number is below 4294967295, not 4294967295"),
+        ({}, NIC, {"owner": "9" * 30}, "A user's number is below 4294967295, not 9999"),
     ],
 )
 def test_refused(machine, added, asked, options, message):
@@ -110,6 +113,62 @@ def test_not_taken(machine):
     assert path.joinpath("driver_override").read_text() == "\n"
 
 
+def test_whoever_had_it_gets_it_back(machine):
+    path = machine.add(driver="ixgbe")
+    (path / "native").touch()
+    machine.refuses = ("vfio-pci",)
+    with pytest.raises(DeviceError, match="vfio-pci did not take 0000:65:00"):
+        bind(machine)
+    assert PciFunction(NIC, machine.root).driver == "ixgbe"
+
+
+@pytest.mark.parametrize("file", ["unbind", "drivers_probe"])
+def test_a_write_that_fails_half_way(machine, file):
+    """vfio-pci must not get it later, when nobody expects that any more."""
+    path = machine.add(driver="ixgbe")
+    machine.fails[file] = "No such device"
+    with pytest.raises(DeviceError, match=f"{file} cannot be written: No such device"):
+        bind(machine)
+    assert path.joinpath("driver_override").read_text() == "\n"
+
+
+def test_owner_refused(machine, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    machine.add(driver="vfio-pci")
+    monkeypatch.setattr(os, "chown", refuse)
+    with pytest.raises(DeviceError, match="/7 cannot be given to 1000: Operation not permitted"):
+        bind(machine, owner="1000")
+
+
+def test_a_group_without_an_iommu(machine):
+    """The kernel makes one up when it is told to live without; nothing can be mapped in it."""
+    machine.add(group=0, driver="vfio-pci")
+    (machine.root / "kernel" / "iommu_groups" / "0" / "name").write_text("vfio-noiommu\n")
+    with pytest.raises(DeviceError, match="is behind no IOMMU"):
+        bind(machine)
+
+
+def test_members_of_a_group_on_other_buses(machine):
+    machine.add()
+    (machine.root / "kernel" / "iommu_groups" / "7" / "devices" / "AMDI0010:00").symlink_to(machine.root)
+    assert bind(machine) == [machine.dev / "7"]
+
+
+def test_loading_the_module_takes_too_long(machine, monkeypatch):
+    def run(*_, timeout, **__):
+        raise subprocess.TimeoutExpired("modprobe", timeout)
+
+    path = machine.add()
+    (machine.drivers / "vfio-pci").rmdir()
+    monkeypatch.setattr(binding.shutil, "which", lambda *_, **__: "/sbin/modprobe")
+    monkeypatch.setattr(binding.subprocess, "run", run)
+    with pytest.raises(DeviceError, match="cannot be loaded: modprobe has not ended within 60 s"):
+        bind(machine)
+    assert path.joinpath("driver_override").read_text() == "\n"
+
+
 def test_module_that_cannot_be_loaded(machine, monkeypatch):
     machine.add()
     (machine.drivers / "vfio-pci").rmdir()
@@ -123,8 +182,12 @@ def test_module_that_cannot_be_loaded(machine, monkeypatch):
         bind(machine)
 
 
-def test_without_rights(machine, monkeypatch):
+@pytest.mark.parametrize("loaded", [True, False])
+def test_without_rights(machine, monkeypatch, loaded):
+    """That is what is said, also when there is a module to load, which takes rights as well."""
     machine.add()
+    if not loaded:
+        (machine.drivers / "vfio-pci").rmdir()
     monkeypatch.setattr(binding, "_write", machine._write)
     monkeypatch.setattr(binding.Path, "write_text", _denied)
     with pytest.raises(DeviceError, match="driver_override can be written by root only: use sudo"):

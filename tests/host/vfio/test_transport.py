@@ -294,6 +294,9 @@ def test_not_our_device(world, way, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda world: world.refuse.update({Ioctl.GET_API_VERSION: errno.ENOTTY}), "asking for VFIO's version failed: Inappropriate ioctl"),
+        (lambda world: world.refuse.update({Ioctl.GROUP_GET_STATUS: errno.EIO}), "asking for the group's state failed: Input/output error"),
+        (lambda world: world.refuse.update({Ioctl.IOMMU_GET_INFO: errno.EIO}), "switching the IOMMU on failed: Input/output error"),
         (lambda world: setattr(world, "version", 1), "the kernel's VFIO has version 1, this driver takes 0"),
         (lambda world: setattr(world, "type1", 0), "no type 1 IOMMU for VFIO: is the module vfio_iommu_type1 loaded"),
         (lambda world: setattr(world, "viable", False), r"IOMMU group 7 have drivers of their own: 0000:65:00.1 \(nvme\)"),
@@ -336,12 +339,38 @@ def test_iommufd(world):
 
 
 @pytest.mark.parametrize(
-    ("number", "message"), [(errno.EBUSY, "is in use by another program"), (errno.ENODEV, "cannot be used by iommufd: No such device")]
+    ("request_", "number", "message"),
+    [
+        # Another program has the group; another has bound this very file; no such thing.
+        (Ioctl.DEVICE_BIND_IOMMUFD, errno.EBUSY, "is in use by another program"),
+        (Ioctl.DEVICE_BIND_IOMMUFD, errno.EINVAL, "is in use by another program"),
+        (Ioctl.DEVICE_BIND_IOMMUFD, errno.ENODEV, "cannot be used by iommufd: No such device"),
+        (Ioctl.IOAS_ALLOC, errno.ENOMEM, "cannot be used by iommufd: Cannot allocate memory"),
+        (Ioctl.DEVICE_ATTACH_IOMMUFD_PT, errno.EINVAL, "cannot be used by iommufd: Invalid argument"),
+    ],
 )
-def test_iommufd_refuses(world, number, message):
+def test_iommufd_refuses(world, request_, number, message):
     use_iommufd(world)
-    world.refuse[Ioctl.DEVICE_BIND_IOMMUFD] = number
+    world.refuse[request_] = number
     fails(world, message)
+
+
+def test_nothing_is_asked_of_it_once_it_is_closed(world, monkeypatch):
+    """The number of its descriptor may be another file's by then."""
+    with opened(world) as transport:
+        share = transport.share(4096)
+        transport.close()
+        asked = []
+        monkeypatch.setattr(fcntl, "ioctl", lambda *arguments: asked.append(arguments))
+        uses = (
+            transport.reset, transport.check, lambda: transport.enable_interrupts(1), lambda: transport.map_memory(4096),
+            lambda: transport.share(4096), lambda: transport.read32(0), lambda: transport.write32(0, 0),
+            lambda: share.read32(0), lambda: share.write32(0, 0),
+        )  # fmt: skip
+        for use in uses:
+            with pytest.raises(DeviceLostError, match="has been closed"):
+                use()
+        assert asked == [] and transport.fileno() is None
 
 
 def test_addresses_that_the_iommu_translates(world):

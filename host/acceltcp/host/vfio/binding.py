@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -16,6 +17,11 @@ from .sysfs import VFIO_DRIVER, PciFunction
 __all__ = ["bind", "unbind"]
 
 _DEV = Path("/dev/vfio")
+
+_NO_USER = (1 << 32) - 1
+"""To chown: leave the owner alone."""
+
+_LOAD_S = 60
 
 
 def bind(bdf: str, *, owner: str | None = None, force: bool = False, root: Path = Path("/sys"), dev: Path = _DEV) -> list[Path]:
@@ -39,23 +45,42 @@ def bind(bdf: str, *, owner: str | None = None, force: bool = False, root: Path 
             "too ('acceltcp bind --force'), or put the card into another slot."
         )
     if function.driver != VFIO_DRIVER:
-        if not (function.bus / "drivers" / VFIO_DRIVER).is_dir():
-            _load()
         _write(function.path / "driver_override", VFIO_DRIVER)
-        if function.driver is not None:
-            _write(function.path / "driver" / "unbind", function.bdf)
-        _write(function.bus / "drivers_probe", function.bdf)
-        if function.driver != VFIO_DRIVER:
-            _write(function.path / "driver_override", "\n")
-            raise DeviceError(f"{VFIO_DRIVER} did not take {function.bdf}: the kernel's log (dmesg) may say why.")
+        try:
+            _take(function)
+        except DeviceError:
+            _give_back(function)
+            raise
     files = [dev / str(group)]
     if function.cdev is not None:
         files.append(dev / "devices" / function.cdev)
     files = [file for file in files if file.exists()]
     if user is not None:
         for file in files:
-            os.chown(file, user, -1)
+            try:
+                os.chown(file, user, -1)
+            except OSError as error:
+                raise DeviceError(f"{file} cannot be given to {owner}: {error.strerror}.") from None
     return files
+
+
+def _take(function: PciFunction) -> None:
+    """What follows once the override has been set. Raises `DeviceError`."""
+    if not (function.bus / "drivers" / VFIO_DRIVER).is_dir():
+        _load()
+    if function.driver is not None:
+        _write(function.path / "driver" / "unbind", function.bdf)
+    _write(function.bus / "drivers_probe", function.bdf)
+    if function.driver != VFIO_DRIVER:
+        raise DeviceError(f"{VFIO_DRIVER} did not take {function.bdf}: the kernel's log (dmesg) may say why.")
+
+
+def _give_back(function: PciFunction) -> None:
+    """After a failure: as it was before, as far as the kernel lets us."""
+    with contextlib.suppress(DeviceError):
+        _write(function.path / "driver_override", "\n")
+        if function.driver is None:
+            _write(function.bus / "drivers_probe", function.bdf)
 
 
 def unbind(bdf: str, *, root: Path = Path("/sys")) -> str | None:
@@ -71,9 +96,12 @@ def unbind(bdf: str, *, root: Path = Path("/sys")) -> str | None:
 
 def _user(name: str) -> int:
     try:
-        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+        number = int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
     except KeyError:
         raise DeviceError(f"There is no user {name!r}.") from None
+    if number >= _NO_USER:
+        raise DeviceError(f"A user's number is below {_NO_USER}, not {number}.")
+    return number
 
 
 def _load() -> None:
@@ -81,10 +109,16 @@ def _load() -> None:
     modprobe = shutil.which("modprobe", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     reason = "there is no modprobe"
     if modprobe is not None:
-        done = subprocess.run([modprobe, VFIO_DRIVER], capture_output=True, text=True, check=False, timeout=60)
-        if done.returncode == 0:
-            return
-        reason = done.stderr.strip() or f"modprobe ended with status {done.returncode}"
+        try:
+            done = subprocess.run(
+                [modprobe, VFIO_DRIVER], capture_output=True, text=True, errors="replace", check=False, timeout=_LOAD_S
+            )
+        except subprocess.TimeoutExpired:
+            reason = f"modprobe has not ended within {_LOAD_S} s"
+        else:
+            if done.returncode == 0:
+                return
+            reason = " ".join(done.stderr.split()) or f"modprobe ended with status {done.returncode}"
     raise DeviceError(f"The kernel's driver {VFIO_DRIVER} cannot be loaded: {reason}.")
 
 

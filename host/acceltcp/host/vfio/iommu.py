@@ -78,7 +78,7 @@ class IovaSpace:
     """Addresses below are left to what expects its own there, as long as there are others."""
 
     def __init__(self, ranges: list[tuple[int, int]]) -> None:
-        high = [(max(first, self.START), last) for first, last in ranges if last > self.START]
+        high = [(max(first, self.START), last) for first, last in ranges if last >= self.START]
         low = [(max(first, kernel.HUGE_PAGE), min(last, self.START - 1)) for first, last in ranges if first < self.START]
         self._ranges = high + low
 
@@ -100,10 +100,12 @@ class Container:
         group_number = function.group
         with contextlib.ExitStack() as stack:
             container = self._open(stack, str(dev / "vfio" / "vfio"))
-            version = fcntl.ioctl(container, Ioctl.GET_API_VERSION)
+            with self._explained("asking for VFIO's version"):
+                version = fcntl.ioctl(container, Ioctl.GET_API_VERSION)
+                has_type1 = fcntl.ioctl(container, Ioctl.CHECK_EXTENSION, TYPE1V2_IOMMU) == 1
             if version != API_VERSION:
                 raise DeviceError(f"{name}: the kernel's VFIO has version {version}, this driver takes {API_VERSION}.")
-            if fcntl.ioctl(container, Ioctl.CHECK_EXTENSION, TYPE1V2_IOMMU) != 1:
+            if not has_type1:
                 raise DeviceError(f"{name}: the kernel has no type 1 IOMMU for VFIO: is the module vfio_iommu_type1 loaded?")
             group = self._open(stack, str(dev / "vfio" / str(group_number)))
             with self._explained("asking for the group's state"):
@@ -177,15 +179,22 @@ class Iommufd:
             self.device = kernel.open_device(str(dev / "vfio" / "devices" / cdev), name)
             stack.callback(os.close, self.device)
             try:
-                kernel.call(self.device, Ioctl.DEVICE_BIND_IOMMUFD, BindIommufd(BindIommufd.byte_size, 0, self._iommufd))
+                self._bind(name)
                 space = kernel.call(self._iommufd, Ioctl.IOAS_ALLOC, IoasAlloc(IoasAlloc.byte_size))
                 self._space = space.out_ioas_id
                 kernel.call(self.device, Ioctl.DEVICE_ATTACH_IOMMUFD_PT, AttachIommufd(AttachIommufd.byte_size, 0, self._space))
             except OSError as error:
-                if error.errno == errno.EBUSY:
-                    raise DeviceError(f"{name} is in use by another program.") from None
                 raise DeviceError(f"{name} cannot be used by iommufd: {error.strerror}.") from None
             self._stack = stack.pop_all()
+
+    def _bind(self, name: str) -> None:
+        try:
+            kernel.call(self.device, Ioctl.DEVICE_BIND_IOMMUFD, BindIommufd(BindIommufd.byte_size, 0, self._iommufd))
+        except OSError as error:
+            # Busy: somebody has the group. Invalid: somebody has bound this very file, which only one may.
+            if error.errno in (errno.EBUSY, errno.EINVAL):
+                raise DeviceError(f"{name} is in use by another program.") from None
+            raise
 
     def map(self, vaddr: int, size: int) -> int:
         flags = IoasMapFlag.READABLE | IoasMapFlag.WRITEABLE

@@ -25,7 +25,7 @@ def parse_bdf(text: str) -> str:
     if match is None:
         raise DeviceError(f"A PCI device is given as BUS:DEVICE.FUNCTION like 0000:65:00.0, as lspci -D shows it, not {text!r}.")
     domain, bus, device, function = match.groups()
-    return f"{domain or '0000'}:{bus}:{device}.{function}".lower()
+    return f"{int(domain or '0', 16):04x}:{bus}:{device}.{function}".lower()
 
 
 class PciFunction:
@@ -74,19 +74,27 @@ class PciFunction:
     def group(self) -> int:
         """Number of its IOMMU group. Raises `DeviceError` when there is no IOMMU in use."""
         link = self.path / "iommu_group"
-        if not link.is_symlink():
+        if not link.is_symlink() or self._unprotected(link):
             raise DeviceError(
                 f"{self.bdf} is behind no IOMMU: switch it on in the firmware (VT-d, AMD-Vi) and for the kernel "
                 "(intel_iommu=on); without one no device may be given to a program."
             )
         return int(link.resolve().name)
 
+    @staticmethod
+    def _unprotected(link: Path) -> bool:
+        """A group that vfio-pci made up (its enable_unsafe_noiommu_mode): memory cannot be mapped in it."""
+        try:
+            return (link / "name").read_text().strip() == "vfio-noiommu"
+        except OSError:
+            return False
+
     @property
     def in_the_way(self) -> list[PciFunction]:
         """Other functions of the group whose drivers keep it from being used."""
         root = self.bus.parent.parent
         members = sorted(path.name for path in (self.path / "iommu_group" / "devices").glob("*"))
-        others = [PciFunction(name, root) for name in members if name != self.bdf]
+        others = [PciFunction(name, root) for name in members if name != self.bdf and _BDF.fullmatch(name)]
         return [other for other in others if other.driver not in (None, *_HARMLESS)]
 
     @property

@@ -53,8 +53,10 @@ class _Registers:
     def __init__(self, mapping: mmap.mmap) -> None:
         self._mapping = mapping
         self.words = memoryview(mapping).cast("I")
+        self.closed = False
 
     def close(self) -> None:
+        self.closed = True
         self.words.release()
         self._mapping.close()
 
@@ -72,6 +74,7 @@ class VfioTransport(Transport):
         self._eventfds: list[int] = []
         self._wanted = -1
         self._lost: str | None = None
+        self._closed = False
         self._registers: _Registers | None = None
         self._iommu = open_iommu(function, self.description, dev)
         self._device = self._iommu.device
@@ -175,6 +178,8 @@ class VfioTransport(Transport):
         return DmaRegion(view, address, size)
 
     def enable_interrupts(self, count: int) -> list[int]:
+        if self._registers is None:
+            self.check()  # the descriptor's number may be another file's by now
         if not 1 <= count <= self._vectors:
             raise DeviceError(f"{self.description} has {self._vectors} interrupt vectors, not {count}.")
         if not self._eventfds:
@@ -190,6 +195,8 @@ class VfioTransport(Transport):
         return self._eventfds[:count]
 
     def reset(self) -> None:
+        if self._closed:
+            self.check()
         if not self._can_reset:
             return
         try:
@@ -221,6 +228,7 @@ class VfioTransport(Transport):
         return _Share(self.description, region, list(self._eventfds), self._registers)
 
     def close(self) -> None:
+        self._closed = True
         if self._registers is not None:
             self._registers.close()
             self._registers = None
@@ -244,7 +252,7 @@ class _Share(SharedTransport):
         self._registers: _Registers | None = registers
 
     def _words(self) -> memoryview:
-        if self._registers is None:
+        if self._registers is None or self._registers.closed:
             raise DeviceLostError(f"{self.description} has been closed.")
         return self._registers.words
 
