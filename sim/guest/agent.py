@@ -51,6 +51,8 @@ class GuestProcess:
                 raise GuestError(f"in the guest, {' '.join(self.command)!r} has not ended within {timeout:g} s")
             time.sleep(_POLL_S)
         assert self._status is not None
+        if self._status.get("out-truncated") or self._status.get("err-truncated"):
+            raise GuestError(f"in the guest, {' '.join(self.command)!r} printed more than its agent keeps: send that to a file in /shared")
         out, err = (base64.b64decode(self._status.get(name, "")).decode(errors="replace") for name in ("out-data", "err-data"))
         return subprocess.CompletedProcess(self.command, code, out, err)
 
@@ -88,10 +90,19 @@ class Agent:
             number = secrets.randbits(31)
             self._send("guest-sync", {"id": number})
             with contextlib.suppress(TimeoutError):
-                while self._receive(1.0).get("return") != number:
+                while not self._answers(number):
                     pass
                 return
+        if not self._alive():
+            raise GuestError("the guest ended before it had come up")
         raise GuestError(f"the guest has not come up within {timeout:g} s")
+
+    def _answers(self, number: int) -> bool:
+        """Whether the next line is the answer to this one: others may be in the way, also half ones."""
+        try:
+            return _parsed(self._line(1.0)).get("return") == number
+        except ValueError:
+            return False
 
     def close(self) -> None:
         """Leave it alone."""
@@ -112,12 +123,23 @@ class Agent:
         message: dict[str, Any] = {"execute": command}
         if arguments:
             message["arguments"] = arguments
+        self._socket.settimeout(_REPLY_S)
         try:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except TimeoutError:
+            raise GuestError(f"the guest's agent has not taken {command} within {_REPLY_S:g} s") from None
         except OSError as error:
             raise GuestError(f"the guest is gone: {error.strerror}") from None
 
     def _receive(self, timeout: float) -> dict[str, Any]:
+        line = self._line(timeout)
+        try:
+            return _parsed(line)
+        except ValueError:
+            raise GuestError(f"the guest's agent has answered what is no answer: {line[:80]!r}") from None
+
+    def _line(self, timeout: float) -> bytes:
+        """The next one. Raises `TimeoutError`, and `GuestError` when the connection ends."""
         deadline = time.monotonic() + timeout
         while b"\n" not in self._data:
             self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
@@ -131,8 +153,7 @@ class Agent:
                 raise GuestError("the guest is gone: its agent's connection was closed")
             self._data += part
         line, _, self._data = self._data.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return line
 
     def start(self, *command: str) -> GuestProcess:
         """Start a command, found on the guest's PATH."""
@@ -146,3 +167,11 @@ class Agent:
             said = (done.stderr or done.stdout).strip()[-2000:]
             raise GuestError(f"in the guest, {' '.join(command)!r} ended with status {done.returncode}: {said}")
         return done
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """A message of the protocol. Raises `ValueError`."""
+    answer = json.loads(line)
+    if not isinstance(answer, dict):
+        raise ValueError("no object")
+    return answer

@@ -8,8 +8,9 @@ import logging
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from acceltcp.apps import tap as tap_setup
 from acceltcp.host import DeviceError
@@ -19,7 +20,7 @@ from acceltcp.host.transport import split_spec
 from ..cache import BuildError
 from .agent import GuestError
 from .image import guest_image
-from .machine import NIC_BDF, Machine
+from .machine import NIC_BDF, Machine, check_memory
 
 __all__ = ["main"]
 
@@ -32,15 +33,38 @@ _COMMAND_S = 3600.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     options = _parser().parse_args(arguments)
+    if options.command[:1] == ["--"]:
+        del options.command[0]
     logging.basicConfig(format="    %(message)s")
     logging.getLogger("acceltcp.sim").setLevel(logging.INFO)  # what the simulator does: to compile it takes minutes
-    # The guest and the simulator end with this process; what they have left in /tmp goes with the blocks that made it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        return _run(options)
-    except (BuildError, DeviceError, GuestError, ValueError) as error:
+        with _orderly_end():
+            return _run(options)
+    except BrokenPipeError:
+        raise
+    except (BuildError, DeviceError, GuestError, OSError, ValueError) as error:
         print(f"acceltcp vm: {error}", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind what has been set up, as Ctrl-C does: no process and no folder is left behind."""
+
+    def end(number: int, _: object) -> None:
+        for every in old:
+            signal.signal(every, signal.SIG_IGN)  # while it is being put away
+        raise SystemExit(128 + number)
+
+    old: dict[signal.Signals, Any] = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                old[number] = signal.signal(number, end)
+        yield
+    finally:
+        for each, handler in old.items():
+            signal.signal(each, handler)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +96,11 @@ def _run(options: argparse.Namespace) -> int:
     scheme, path, device = split_spec(options.device)
     if scheme != "sim" or path:
         raise ValueError(f"the guest's card is a simulated one, sim:?tap=NAME..., not {options.device!r}")
+    if not options.command and sys.stdin is None:
+        raise ValueError("a shell in the guest needs a standard input; without one, give a COMMAND")
+    check_memory(options.memory)
+    if not options.timeout > 0:
+        raise ValueError(f"--timeout takes seconds above 0, not {options.timeout:g}")
     for text in options.tap_address or []:
         if text != "none":
             tap_setup.check_address(text)

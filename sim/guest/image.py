@@ -9,6 +9,7 @@ The result is kept in the cache under the hash of its recipe, with a checksum of
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -50,6 +51,7 @@ _MANIFEST = "manifest.json"
 _INIT = Path(__file__).with_name("init")
 _FETCH_S = 900
 _STEP_S = 120
+_STOP_S = 10
 
 _COMMANDS = {
     "acceltcp": 'python3 -m acceltcp "$@"',
@@ -117,10 +119,21 @@ def guest_image(tell: Callable[[str], None] = lambda _: None) -> GuestImage:
     line when something takes long. Raises `BuildError` with a sentence, `PackagesError` when the packages cannot be had."""
     recipe = content_hash((Path(__file__), _INIT))
     target = cache_directory() / "guest" / recipe
-    if target.exists() and not _whole(target):
-        tell("the guest's image is damaged: making it anew")
-        shutil.rmtree(target)
-    return GuestImage(build_once(target, lambda folder: _build(folder / target.name, tell)))
+    try:
+        if target.exists() and not _whole(target):
+            _discard(target, tell)
+        return GuestImage(build_once(target, lambda folder: _build(folder / target.name, tell)))
+    except OSError as error:
+        raise BuildError(f"the guest's image cannot be made in {target.parent}: {error.strerror or error}") from None
+
+
+def _discard(target: Path, tell: Callable[[str], None]) -> None:
+    """Remove a damaged image, but not the one that another process has made in its place meanwhile."""
+    with (target.parent / f".{target.name}.discard.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists() and not _whole(target):
+            tell("the guest's image is damaged: making it anew")
+            shutil.rmtree(target)
 
 
 def _whole(target: Path) -> bool:
@@ -271,15 +284,30 @@ def _loaded(tree: Path, program: str, name: str = "") -> list[str]:
 def _run(command: list[str], environment: dict[str, str], name: str, timeout: float = _STEP_S) -> str:
     """Its output. Raises `BuildError` with the last that it said."""
     try:
-        done = subprocess.run(
-            command, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=timeout,
-            check=False,
+        process = subprocess.Popen(
+            command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            errors="replace",
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise BuildError(f"{name} did not end within {timeout:g} s, making the guest's image") from None
     except OSError as error:
         raise BuildError(f"{name} cannot be run: {error.strerror}") from None
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip()
-        raise BuildError(f"{name} failed, making the guest's image: {said[-1000:] or f'status {done.returncode}'}")
-    return done.stdout
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"{name} did not end within {timeout:g} s, making the guest's image") from None
+    finally:
+        _stop(process)
+    if process.returncode:
+        said = (err or out).strip()
+        raise BuildError(f"{name} failed, making the guest's image: {said[-1000:] or f'status {process.returncode}'}")
+    return out
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """If it still runs, as after Ctrl-C: asked first, since mmdebstrap has folders elsewhere to clear away."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.communicate(timeout=_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()

@@ -19,15 +19,22 @@ from ..cache import ROOT, BuildError, cache_directory
 from .agent import Agent, GuestError
 from .image import GuestImage
 
-__all__ = ["NIC_BDF", "Machine"]
+__all__ = ["NIC_BDF", "Machine", "check_memory"]
 
 NIC_BDF = "0000:00:03.0"
 """Where the first NIC is."""
 
 _FIRST_NIC_SLOT = 3
 _BOOT_S = 240.0
+_MEMORY = (512, 1 << 16)
 _HUGE_PAGE_SHARE = 0.4
 """Of the guest's memory, set aside as pages of 2 MiB for the driver: each is one mapping, where small pages are 512."""
+
+
+def check_memory(size: int) -> None:
+    """Whether a guest can have `size` MiB. Raises `ValueError`."""
+    if not _MEMORY[0] <= size <= _MEMORY[1]:
+        raise ValueError(f"memory must be from {_MEMORY[0]} to {_MEMORY[1]} MiB, not {size!r}")
 
 
 class Machine:
@@ -43,8 +50,7 @@ class Machine:
         self, image: GuestImage, nics: Sequence[str], *, memory: int = 1024, iommu: bool = True, huge_pages: bool = True,
         console: Path | None = None,
     ) -> None:  # fmt: skip
-        if not 512 <= memory <= 1 << 16:
-            raise ValueError(f"memory must be from 512 to {1 << 16} MiB, not {memory!r}")
+        check_memory(memory)
         self._image = image
         self._nics = list(nics)
         self._memory = memory

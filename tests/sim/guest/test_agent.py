@@ -15,6 +15,9 @@ from sim.guest.agent import Agent, GuestError
 class FakeAgent:
     """Answers by `replies`: command -> what to answer, a list of it, or a function of the arguments."""
 
+    stale = ""
+    """Lines before the first answer."""
+
     def __init__(self, path, replies, deaf=0):
         self.replies, self.asked, self.deaf = replies, [], deaf
         self._listener = socket.socket(socket.AF_UNIX)
@@ -34,6 +37,7 @@ class FakeAgent:
                     if self.deaf:
                         self.deaf -= 1
                         continue
+                    file.write(self.stale)
                     answer = {"return": arguments["id"]}
                 else:
                     answer = self.replies[name]
@@ -43,7 +47,7 @@ class FakeAgent:
                         answer = answer.pop(0)
                     if answer is None:
                         return
-                file.write(json.dumps(answer) + "\n")
+                file.write((answer if isinstance(answer, str) else json.dumps(answer)) + "\n")
                 file.flush()
 
 
@@ -135,3 +139,43 @@ def test_a_machine_that_ends_at_its_boot(tmp_path):
         nobody_reads.listen()
         with pytest.raises(GuestError, match=r"the guest has not come up within 0\.3 s"):
             Agent(tmp_path / "silent.sock", 0.3)
+
+
+def test_answers_to_somebody_else(fake, monkeypatch):
+    """Of whoever was there before; the first may be but the rest of one."""
+    monkeypatch.setattr(FakeAgent, "stale", 'turn": 5}\n[]\n{"error": {"desc": "no"}}\n{"return": 5}\n')
+    server, link = fake(guest_exec={"return": {"pid": 1}}, guest_exec_status=exited())
+    assert link.run("true").returncode == 0
+    assert [name for name, _ in server.asked].count("guest-sync") == 1
+
+
+@pytest.mark.parametrize("answer", ["no JSON", "5"])
+def test_what_is_no_answer(fake, answer):
+    _, link = fake(guest_exec=answer)
+    with pytest.raises(GuestError, match=f"has answered what is no answer: b'{answer}'"):
+        link.run("true")
+
+
+def test_output_that_was_cut_short(fake):
+    """The agent keeps 16 MiB; half an output is none."""
+    _, link = fake(guest_exec={"return": {"pid": 7}}, guest_exec_status=exited(0, "half", **{"out-truncated": True}))
+    with pytest.raises(GuestError, match="'cat all' printed more than its agent keeps"):
+        link.run("cat", "all")
+
+
+def test_nobody_reads(fake, monkeypatch):
+    """What the socket has no room for is not waited for without end."""
+    monkeypatch.setattr(agent_module, "_REPLY_S", 0.2)
+    _, link = fake(guest_exec=lambda _: threading.Event().wait(1.0) and None)
+    with pytest.raises(GuestError, match="has not answered guest-exec"):
+        link.run("true")
+    with pytest.raises(GuestError, match=r"has not taken guest-exec within 0\.2 s"):
+        link.run("true", "x" * (8 << 20))
+
+
+def test_it_ends_before_it_is_up(tmp_path):
+    with socket.socket(socket.AF_UNIX) as nobody_reads:
+        nobody_reads.bind(str(tmp_path / "silent.sock"))
+        nobody_reads.listen()
+        with pytest.raises(GuestError, match=r"^the guest ended before it had come up$"):
+            Agent(tmp_path / "silent.sock", 30.0, lambda: False)

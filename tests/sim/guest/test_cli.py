@@ -1,5 +1,8 @@
 """`acceltcp vm`: its errors, and the status of a command."""
 
+import errno
+import os
+import signal
 import subprocess
 from types import SimpleNamespace
 
@@ -56,6 +59,9 @@ def test_command(stand_ins, capsys, code, status):
         (["--device", "acc0"], "A device is given as SCHEME:..."),
         (["--tap-address", "10.0.0.1"], "needs a prefix, like 10.0.0.1/24"),
         (["--tap-address", "here/24"], "'here/24' does not appear to be"),
+        (["--memory", "100"], "memory must be from 512 to 65536 MiB, not 100"),
+        (["--timeout", "0"], "--timeout takes seconds above 0, not 0"),
+        (["--timeout", "nan"], "--timeout takes seconds above 0, not nan"),
     ],
 )
 def test_refused(stand_ins, capsys, arguments, message):
@@ -63,6 +69,65 @@ def test_refused(stand_ins, capsys, arguments, message):
     said = capsys.readouterr().err
     assert said.startswith("acceltcp vm: ") and message in said and said.count("\n") == 1
     assert stand_ins.asked == []
+
+
+def test_two_dashes_before_the_command(stand_ins):
+    assert cli.main(["--", "ls", "--", "-l"]) == 0
+    assert stand_ins.asked[2] == ("ls", "--", "-l")
+
+
+def test_a_shell_without_input(stand_ins, capsys, monkeypatch):
+    """As after `acceltcp vm <&-`."""
+    monkeypatch.setattr(cli.sys, "stdin", None)
+    assert cli.main([]) == 1
+    assert capsys.readouterr().err == "acceltcp vm: a shell in the guest needs a standard input; without one, give a COMMAND\n"
+    assert stand_ins.asked == []
+    assert cli.main(["true"]) == 0
+
+
+def test_a_full_disk(stand_ins, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/acceltcp-vm-1")
+
+    monkeypatch.setattr(cli, "Machine", fail)
+    assert cli.main(["true"]) == 1
+    assert capsys.readouterr().err.endswith("\nacceltcp vm: [Errno 28] No space left on device: '/tmp/acceltcp-vm-1'\n")
+    assert stand_ins.asked[-1] == "ended"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_told_to_end(stand_ins, number):
+    """Everything is put away, however often it is told."""
+    before = signal.getsignal(number)
+
+    class Told(subprocess.CompletedProcess):
+        @property
+        def stdout(self):
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                os.kill(os.getpid(), number)
+
+        @stdout.setter
+        def stdout(self, _):
+            pass
+
+    stand_ins.done.__class__ = Told
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["true"])
+    assert ended.value.code == 128 + number
+    assert stand_ins.asked[-2:] == ["ended", "ended"] and signal.getsignal(number) is before
+
+
+def test_told_to_stay(stand_ins, monkeypatch):
+    """As nohup does."""
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli._orderly_end():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, old)
 
 
 def test_no_image(stand_ins, capsys, monkeypatch):

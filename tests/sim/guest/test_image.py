@@ -1,10 +1,15 @@
 """The guest's image: kept, checked, made anew; and why it cannot be made. What is in it, the system tests use."""
 
+import errno
 import json
-import subprocess
+import os
+import signal
+import threading
+import time
 
 import pytest
 
+from sim.cache import BuildError
 from sim.guest import image
 from sim.guest.image import PackagesError, guest_image
 
@@ -73,21 +78,100 @@ def test_no_mmdebstrap(monkeypatch, tmp_path):
         image._unpack(tmp_path / "tree", ("bash",))
 
 
+@pytest.fixture
+def mmdebstrap(monkeypatch, tmp_path):
+    """A script in its place."""
+
+    def put(script):
+        path = tmp_path / "bin" / "mmdebstrap"
+        path.parent.mkdir()
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(image.shutil, "which", lambda _: str(path))
+        monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+
+    return put
+
+
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("script", "message"),
     [
-        (subprocess.CompletedProcess([], 1, "", "E: Failed to fetch: Temporary failure resolving"), "cannot be had from http.*Temporary failure"),
-        (subprocess.TimeoutExpired("mmdebstrap", 9), "mmdebstrap did not end within"),
-        (PermissionError(13, "Permission denied"), "mmdebstrap cannot be run: Permission denied"),
+        ("echo E: Failed to fetch: Temporary failure resolving >&2; exit 1", "cannot be had from http.*mmdebstrap failed.*: E: Failed to fetch: Temp"),
+        ("exit 25", "mmdebstrap failed, making the guest's image: status 25"),
+        ("exec sleep 30", r"mmdebstrap did not end within 0\.2 s"),
     ],
 )
-def test_no_packages(monkeypatch, tmp_path, answer, message):
-    def run(*_, **__):
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(image.shutil, "which", lambda _: "/usr/bin/mmdebstrap")
-    monkeypatch.setattr(image.subprocess, "run", run)
+def test_no_packages(mmdebstrap, monkeypatch, tmp_path, script, message):
+    monkeypatch.setattr(image, "_FETCH_S", 0.2 if "sleep" in script else 20)
+    mmdebstrap(script)
     with pytest.raises(PackagesError, match=message):
         image._unpack(tmp_path / "tree", ("bash",))
+
+
+def test_a_program_that_cannot_be_run(tmp_path):
+    with pytest.raises(BuildError, match=r"^depmod cannot be run: No such file or directory$"):
+        image._run([str(tmp_path / "none")], {}, "depmod")
+
+
+def test_called_off(mmdebstrap, tmp_path):
+    """mmdebstrap has a folder elsewhere, which it removes when it is asked to end, but not when it is killed."""
+    elsewhere = tmp_path / "elsewhere"
+    mmdebstrap(f"trap 'rmdir {elsewhere}; exit 1' TERM; mkdir {elsewhere}; while :; do sleep 0.05; done")
+
+    def call_off(*_):
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, call_off)
+    waiter = threading.Thread(target=lambda: (wait_for(elsewhere), os.kill(os.getpid(), signal.SIGALRM)))
+    waiter.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            image._unpack(tmp_path / "tree", ("bash",))
+    finally:
+        waiter.join()
+        signal.signal(signal.SIGALRM, old)
+    assert not elsewhere.exists()
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 20
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_a_cache_that_cannot_be_written(built, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ACCELTCP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(BuildError, match=r"the guest's image cannot be made in .*/file/guest: Not a directory"):
+        guest_image()
+    assert built == []
+
+
+def test_a_full_disk(built, monkeypatch, tmp_path):
+    def fail(target, tell):
+        target.mkdir()
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr(image, "_build", fail)
+    with pytest.raises(BuildError, match=r"^the guest's image cannot be made in .*/guest: No space left on device$"):
+        guest_image()
+    assert [path.name for path in (tmp_path / "guest").iterdir() if path.is_dir()] == []
+
+
+def test_damage_that_two_see_is_mended_once(built, monkeypatch):
+    """What the first has made anew must not be thrown away by the second."""
+    found = guest_image()
+    found.root.write_bytes(b"toor")
+    whole, checks = image._whole, []
+
+    def look(target):
+        checks.append(target)
+        if len(checks) == 1:  # meanwhile, another process
+            monkeypatch.setattr(image, "_whole", whole)
+            guest_image()
+            return False
+        return whole(target)
+
+    monkeypatch.setattr(image, "_whole", look)
+    assert guest_image().root.read_bytes() == b"root"
+    assert len(built) == 2
