@@ -1,10 +1,11 @@
 """`StateMemory`: one record per index, read and rewritten by one operation per cycle.
 
-    i -> memory -> register -> register (`early`) -> update (`o`, `next`) -> memory
+    i -> memory, its registers -> register (`early`) -> update (`o`, `next`) -> memory
+      `----- newer than that -----^
 
 Operations on one index may follow each other in every cycle: what an update writes is put in front of every
-later operation that is on its way already, at each register that it passes. So `state` on `o` is always the
-result of all operations before.
+later operation that is on its way already. Beside the memory it waits for what the memory gives; behind it, it takes its place. So `state` on `o`
+is always the result of all operations before. Whether an update is of an operation's index is known a cycle before it.
 
 * Latency: 4 cycles from `i` to `o` (`latency`), one operation per cycle, never stalls. `early` is an operation one
   cycle before `o`: fields that no update changes may be looked at there already.
@@ -14,10 +15,10 @@ result of all operations before.
 
 from amaranth import *
 from amaranth.lib import data, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from ..config import ram_style
+from .deep_memory import DeepMemory
 
 __all__ = ["StateMemory"]
 
@@ -66,21 +67,19 @@ class StateMemory(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         depth = self._depth
-        m.submodules.memory = memory = Memory(
-            shape=self._layout, depth=depth, init=[], attrs={"ram_style": self._style}
-        )
-        change, read = memory.write_port(), memory.read_port()
+        m.submodules.memory = memory = DeepMemory(self._layout, depth, self._style)
         writes = Signal()
         m.d.comb += [
             writes.eq(self.o_valid & self.write),
-            change.addr.eq(self.o_index),
-            change.data.eq(self.next),
-            change.en.eq(writes),
-            read.addr.eq(self.i_index),
+            memory.write.eq(writes),
+            memory.write_index.eq(self.o_index),
+            memory.write_data.eq(self.next),
+            memory.read_index.eq(self.i_index),
         ]
 
         stage = data.StructLayout({"index": range(depth), "side": self._side})
-        at = [Signal(stage, name=f"stage{k}", reset_less=True) for k in range(self.latency)]
+        # (The last one is reset: else synthesis sees a shift register, from whose output everything would take a LUT level more.)
+        at = [Signal(stage, name=f"stage{k}", reset_less=k != self.latency - 1) for k in range(self.latency)]
         valid = Signal(self.latency)
         m.d.sync += [
             valid.eq(Cat(self.i_valid, valid)),
@@ -89,23 +88,31 @@ class StateMemory(wiring.Component):
             *(later.eq(earlier) for later, earlier in zip(at[1:], at, strict=False)),
         ]
 
-        def newest(state, index):
-            """What is known of a record, with the update of this cycle."""
-            return Mux(writes & (self.o_index == index), Value.cast(self.next), Value.cast(state))
+        # Whether the operation in `at[k]` is on the index of the update that is due.
+        same = Signal(self.latency - 1)
+        m.d.sync += same.eq(Cat(at[self.latency - 2].index == index for index in (self.i_index, *(each.index for each in at[:-2]))))
 
-        # The memory gives what was there before an update of the cycle in which it was read.
-        missed, missed_value = Signal(), Signal(self._layout, reset_less=True)
-        m.d.sync += [missed.eq(writes & (self.o_index == self.i_index)), missed_value.eq(self.next)]
-        first = Mux(missed, Value.cast(missed_value), Value.cast(read.data))
-        states = [Signal(self._layout, name=f"state{k}", reset_less=True) for k in range(1, self.latency)]
-        m.d.sync += Value.cast(states[0]).eq(newest(first, at[0].index))
-        for k in range(1, self.latency - 1):
-            m.d.sync += Value.cast(states[k]).eq(newest(states[k - 1], at[k].index))
+        def newest(state, k):
+            """What is known of the record of `at[k]`, with the update of this cycle."""
+            return Mux(writes & same[k], Value.cast(self.next), Value.cast(state))
+
+        # Updates of this cycle and the next one come too late for the memory, which is being read.
+        newer = Signal(2)
+        values = [Signal(self._layout, name=f"newer{k}", reset_less=True) for k in range(2)]
+        states = [Signal(self._layout, name=f"state{k}", reset_less=True) for k in range(2)]
+        m.d.sync += [
+            newer[0].eq(writes & (self.o_index == self.i_index)),
+            newer[1].eq(newer[0] | writes & same[0]),
+            values[0].eq(self.next),
+            Value.cast(values[1]).eq(newest(values[0], 0)),
+            Value.cast(states[0]).eq(newest(Mux(newer[1], Value.cast(values[1]), Value.cast(memory.data)), 1)),
+            Value.cast(states[1]).eq(newest(states[0], 2)),
+        ]
         for name, k in (("early", self.latency - 2), ("o", self.latency - 1)):
             m.d.comb += [
                 getattr(self, f"{name}_valid").eq(valid[k]),
                 getattr(self, f"{name}_index").eq(at[k].index),
                 getattr(self, f"{name}_side").eq(at[k].side),
-                getattr(self, f"{name}_state").eq(states[k - 1]),
+                getattr(self, f"{name}_state").eq(states[k - 2]),
             ]
         return m

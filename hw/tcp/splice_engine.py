@@ -16,7 +16,6 @@ with every unit of time.
 
 from amaranth import *
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from acceltcp.abi.messages import SPLICE_UNIT_STEPS, Status, Verdict
@@ -27,6 +26,7 @@ from ..config import ram_style
 from ..counts import counts_layout
 from ..csr.splice import LINGER_BITS
 from ..stream.fifo import StreamFifo
+from ..table.deep_memory import DeepMemory
 from ..table.state import StateMemory
 from .records import DispatchRecord
 from .splice_records import (
@@ -267,17 +267,16 @@ class SpliceEngine(wiring.Component):
         config = self._config
         depth = 2 * config.splices
         style = ram_style(depth, ultra=ULTRA_WAYS, block=BLOCK_WAYS, ultra_ram=config.ultra_ram)
-        m.submodules.ways = ways = Memory(shape=SpliceWay(config), depth=depth, init=[], attrs={"ram_style": style})
-        change, read = ways.write_port(), ways.read_port()
+        m.submodules.ways = ways = DeepMemory(SpliceWay(config), depth, style)
         m.d.comb += [
-            change.en.eq(self.way_write),
-            change.addr.eq(self.way_index),
-            change.data.eq(self.way),
-            read.addr.eq(way),
+            ways.write.eq(self.way_write),
+            ways.write_index.eq(self.way_index),
+            ways.write_data.eq(self.way),
+            ways.read_index.eq(way),
         ]
         # (The memory takes these registers into itself.)
-        late = [Signal(SpliceWay(config), name=f"way{k}", reset_less=True) for k in range(1, latency)]
-        m.d.sync += [later.eq(earlier) for later, earlier in zip(late, (read.data, *late), strict=False)]
+        late = [Signal(SpliceWay(config), name=f"way{k}", reset_less=True) for k in range(ways.latency, latency)]
+        m.d.sync += [later.eq(earlier) for later, earlier in zip(late, (ways.data, *late), strict=False)]
         passing = data.StructLayout({"packet": 1, "record": DispatchRecord})
         stages = [Signal(passing, name=f"passing{k}", reset_less=True) for k in range(latency)]
         m.d.sync += [
