@@ -1,9 +1,9 @@
 """`SpliceRules`: what becomes of a pair of spliced connections, and of a packet, in one operation.
 
-* Latency: `next`, `write` and `act` belong to the operation on `op`; sums with what no packet changes (offsets, ends of what the host
-  has to deliver) are taken a cycle before, from `early_op` and `early_state` (`hw.table.state.StateMemory`). An operation that writes them, INSTALL, is
-  never followed by a packet that needs them: the pair's entries in the connection table do not stand yet.
-* Throughput: one operation per cycle. Registered: those sums. Overflow, reset: nothing to lose.
+* Latency: `next`, `write` and `act` belong to the operation on `op`; what depends only on the operation and on what no packet changes (`_Facts`)
+  is found a cycle before, from `early_op` and `early_state` (`hw.table.state.StateMemory`). What follows an operation that writes the latter, INSTALL, in the
+  very next cycle would see them as they were: but the pair is PENDING then, and they count for nothing.
+* Throughput: one operation per cycle. Registered: the facts. Overflow, reset: nothing to lose.
 
 All comparisons of sequence numbers are modulo 2^32 (RFC 9293 section 3.4), those of times modulo 2^16.
 """
@@ -11,7 +11,6 @@ All comparisons of sequence numbers are modulo 2^32 (RFC 9293 section 3.4), thos
 from amaranth import *
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
 
 from acceltcp.abi.messages import RX_COMPLETION, SPLICE_HOST_SENT_MAX, Status, Verdict
 
@@ -76,6 +75,31 @@ class SpliceAct(data.Struct):
     found: 1  # ABORT, COPY: it has not ended
 
 
+class _Facts(data.Struct):
+    """What is known in the cycle before. `there`: in the numbers of the other connection."""
+
+    seq_there: 32
+    ack_there: 32
+    ack_host: 32  # ack_there - SPLICE_HOST_SENT_MAX
+    end: 32  # data_end + FIN
+    abort: 1  # ABORT
+    sweep: 1  # SWEEP
+    packet: 1  # PACKET; the six that follow are 0 else
+    reset: 1  # with RST
+    syn: 1  # a SYN without ACK
+    has_ack: 1
+    fin: 1
+    stamped: 1  # with timestamps
+    divert: 1  # it goes past what may be forwarded
+    at_limit: 1  # it acknowledges all of that
+    below_guard: 1  # it acknowledges less than the host has to deliver, or
+    before: 1  # begins with less (and is no reset)
+    same_generation: 1
+    idle: 1  # there is an idle time
+    idle_end: SPLICE_TIME_BITS
+    linger_end: SPLICE_TIME_BITS
+
+
 class SpliceRules(wiring.Component):
     """See the module's text.
 
@@ -106,27 +130,55 @@ class SpliceRules(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        op, state, act = self.op, self.state, self.act
+        facts = Signal(_Facts, reset_less=True)
+        self._look_ahead(m, facts)
+        self._update(m, facts)
+        return m
 
-        # A cycle early: the packet in the numbers of the other connection.
-        early, sides = self.early_op, self.early_state.sides
-        # (The idle time, too, no packet changes; a unit of time that begins in between is not missed.)
-        idle_end, linger_end = (Signal(SPLICE_TIME_BITS, reset_less=True, name=name) for name in ("idle_end", "linger_end"))
+    @staticmethod
+    def _compared(m, name, left, right):
+        """left - right as a signed number: (less than 0, 0 or less). Signs of two sums side by side: no look at all bits behind a
+        carry chain, and nothing deeper than the chain. (The farthest number, -2^31, is not "0 or less" here.)"""
+        less, less_or_same = Signal(32, name=f"{name}_less"), Signal(32, name=f"{name}_less_or_same")
+        m.d.comb += [less.eq(left - right), less_or_same.eq(left + ~right)]
+        return less[-1], less_or_same[-1]
+
+    def _look_ahead(self, m, facts):
+        early, state = self.early_op, self.early_state
+        sides = state.sides
         mine_offset, other_offset = (Mux(early.side ^ k, sides[1].offset, sides[0].offset) for k in (0, 1))
-        seq_there, ack_there = Signal(32, reset_less=True), Signal(32, reset_less=True)
-        end_there = Signal(32, reset_less=True)
-        # Whether it acknowledges less, and begins with less, than the host has to deliver.
-        below_guard, before = Signal(reset_less=True), Signal(reset_less=True)
         mine_guard_end, other_guard_end = (Mux(early.side ^ k, sides[1].guard_end, sides[0].guard_end) for k in (0, 1))
+        within, up_to = self._compared(m, "over", early.data_end + mine_offset, state.limit_end)
+        packet = early.kind == OpKind.PACKET
+        past_limit = ~within & ~up_to
         m.d.sync += [
-            below_guard.eq((early.ack - mine_guard_end)[31]),
-            before.eq((early.seq + mine_offset - other_guard_end)[31]),
-            seq_there.eq(early.seq + mine_offset),
-            ack_there.eq(early.ack - other_offset),
-            end_there.eq(early.data_end + mine_offset),
-            idle_end.eq(self.now + self.early_state.idle),
-            linger_end.eq(self.now + self.linger),
+            facts.abort.eq(early.kind == OpKind.ABORT),
+            facts.sweep.eq(early.kind == OpKind.SWEEP),
+            facts.packet.eq(packet),
+            facts.reset.eq(packet & early.rst),
+            facts.syn.eq(packet & early.syn & ~early.has_ack),
+            facts.has_ack.eq(packet & early.has_ack),
+            facts.fin.eq(packet & early.fin),
+            facts.stamped.eq(packet & early.timestamps),
+            facts.seq_there.eq(early.seq + mine_offset),
+            facts.ack_there.eq(early.ack - other_offset),
+            facts.ack_host.eq(early.ack - other_offset - SPLICE_HOST_SENT_MAX),
+            facts.end.eq(early.data_end + early.fin),
+            facts.divert.eq(
+                packet & state.bounded & ~early.rst & (early.fin | Mux(early.side, past_limit, early.payload_length != 0))
+            ),
+            facts.at_limit.eq(early.ack == state.limit_end),
+            facts.below_guard.eq((early.ack - mine_guard_end)[31]),
+            facts.before.eq((early.seq + mine_offset - other_guard_end)[31] & ~early.rst),
+            facts.same_generation.eq(early.generation == state.generation),
+            facts.idle.eq(state.idle != 0),
+            # (A unit of time that begins in between is not missed.)
+            facts.idle_end.eq(self.now + state.idle),
+            facts.linger_end.eq(self.now + self.linger),
         ]
+
+    def _update(self, m, facts):
+        op, state, act = self.op, self.state, self.act
 
         mine, other = Signal(SpliceSideState), Signal(SpliceSideState)
         after = Signal(SpliceSideState)  # `mine`
@@ -136,84 +188,76 @@ class SpliceRules(wiring.Component):
             Value.cast(other).eq(Mux(op.side, Value.cast(state.sides[0]), Value.cast(state.sides[1]))),
         ]
 
-        def difference(name, left, right):
-            value = Signal(32, name=name)
-            m.d.comb += value.eq(left - right)
-            return value
-
-        def same(value, name, *, of_other=False):
-            """Whether the field of the packet's side, or the other one, is this. The side is chosen behind the comparison."""
-            first = value == state.sides[of_other][name]
-            return Mux(op.side, value == state.sides[1 - of_other][name], first)
-
-        # "Greater" and "the same" side by side: no look at all bits of a difference behind its carry chain.
-        def greater(name, left, right):
-            """left - right > 0 as a signed number."""
-            return ~difference(name, left, right)[-1] & (left != right)
+        def same(name, left, right):
+            less, less_or_same = self._compared(m, name, left, right)
+            return ~less & less_or_same
 
         # What becomes of the packet.
         moving, live, drop, divert, stale, forward = (
             Signal(name=name) for name in ("moving", "live", "drop", "divert", "stale", "forward")
         )
-        past_limit = greater("past_limit", end_there, state.limit_end)
         m.d.comb += [
             moving.eq((state.state != PairState.PENDING) & ~state.ending),
-            drop.eq((state.state == PairState.LINGER) & op.syn & ~op.has_ack),
-            divert.eq(state.bounded & ~op.rst & (op.fin | Mux(op.side, past_limit, op.payload_length != 0))),
-            live.eq((op.kind == OpKind.PACKET) & moving & ~drop),
+            drop.eq((state.state == PairState.LINGER) & facts.syn),
+            divert.eq(facts.divert),
+            live.eq(facts.packet & moving & ~drop),
             # In front of the first byte to forward the other side waits for the host's own data. This side's must not take their place,
             # nor their timestamp make those look old (RFC 7323 section 5.3). Later nobody takes what it has.
-            stale.eq(other.guard & before & ~op.rst),
+            stale.eq(other.guard & facts.before),
             forward.eq(live & ~divert & ~stale),
         ]
 
         # What it acknowledges, forwarded or not: no more than has been forwarded to it, here or by the host.
         # (Compared for both sides, so that the choice of the side comes behind the comparisons.)
         accepted = Signal()
-        fresh, unheard = [], []
+        fresh, repeated, unheard, all_heard = [], [], [], []
         for k in range(2):
             sender = state.sides[1 - k]
-            beyond = difference(f"beyond{k}", ack_there, sender.snd_end)
-            unseen = ~beyond[-1] & (ack_there != sender.snd_end)
-            by_host = (beyond[exact_log2(SPLICE_HOST_SENT_MAX) :] == 0) & ~sender.fin
-            fresh.append(greater(f"newer{k}", op.ack, state.sides[k].ack) & (~unseen | by_host))
-            unheard.append(unseen)
+            below, at_most = self._compared(m, f"beyond{k}", facts.ack_there, sender.snd_end)
+            host_less = Signal(32, name=f"host_less{k}")
+            m.d.comb += host_less.eq(facts.ack_host - sender.snd_end)
+            heard = below | at_most
+            old, no_newer = self._compared(m, f"newer{k}", op.ack, state.sides[k].ack)
+            fresh.append(~old & ~no_newer & (heard | host_less[-1] & ~sender.fin))
+            repeated.append(~old & no_newer)
+            unheard.append(~heard)
+            all_heard.append(~below & at_most)
         other_end = Signal(32)
-        m.d.comb += other_end.eq(Mux(accepted & Mux(op.side, unheard[1], unheard[0]), ack_there, other.snd_end))
-        known = op.has_ack & same(op.ack, "ack")
+        m.d.comb += other_end.eq(Mux(accepted & Mux(op.side, unheard[1], unheard[0]), facts.ack_there, other.snd_end))
+        known = facts.has_ack & Mux(op.side, repeated[1], repeated[0])
         m.d.comb += [
-            accepted.eq(op.has_ack & Mux(op.side, fresh[1], fresh[0])),
+            accepted.eq(facts.has_ack & Mux(op.side, fresh[1], fresh[0])),
             after.ack.eq(Mux(accepted, op.ack, mine.ack)),
-            after.guard.eq(mine.guard & ~((accepted | known) & ~below_guard)),
+            after.guard.eq(mine.guard & ~((accepted | known) & ~facts.below_guard)),
             after.guard_end.eq(mine.guard_end),
             # The host has acknowledged more to the other side: whose segments would be selectively acknowledged from its first
             # one on, as if by a receiver that has changed its mind (RFC 2018 section 8), which costs it all it knows.
-            act.hide_sack.eq(mine.guard & below_guard),
+            act.hide_sack.eq(mine.guard & facts.below_guard),
             # All that was forwarded is acknowledged at most: without `accepted` this is no news, and true.
-            other_acked.eq(other.fin & op.has_ack & same(ack_there, "snd_end", of_other=True) | other.fin_acked),
+            other_acked.eq(other.fin & facts.has_ack & Mux(op.side, all_heard[1], all_heard[0]) | other.fin_acked),
         ]
 
         # What it carries. The text in a reset is not data (RFC 9293 section 3.5.3), and a FIN within data that have been
         # forwarded is none. (One right at their end is: it was lost, but what came after it has been forwarded.)
-        end = Signal(32)
         carried = Signal()
-        ahead = difference("ahead", end, mine.snd_end)
+        ahead = Signal(32)
         m.d.comb += [
-            end.eq(op.data_end + op.fin),
-            carried.eq(forward & ~op.rst & ~mine.fin & (ahead[SEND_END_BITS:] == 0)),
-            after.snd_end.eq(Mux(carried, end, mine.snd_end)),
-            after.fin.eq(mine.fin | carried & op.fin),
+            ahead.eq(facts.end - mine.snd_end),
+            carried.eq(forward & ~facts.reset & ~mine.fin & (ahead[SEND_END_BITS:] == 0)),
+            after.snd_end.eq(Mux(carried, facts.end, mine.snd_end)),
+            after.fin.eq(mine.fin | carried & facts.fin),
             after.fin_acked.eq(mine.fin_acked),
             after.offset.eq(mine.offset),
         ]
         stamp = Signal()
-        later = greater("later", op.tsval, mine.tsval)
+        earlier, no_later = self._compared(m, "later", op.tsval, mine.tsval)
         m.d.comb += [
-            stamp.eq(forward & op.timestamps & (~mine.stamped | later)),
+            stamp.eq(forward & facts.stamped & (~mine.stamped | ~earlier & ~no_later)),
             after.tsval.eq(Mux(stamp, op.tsval, mine.tsval)),
             after.stamped.eq(mine.stamped | stamp),
-            after.octets.eq(mine.octets + Mux(forward, op.payload_length, 0)),
-            after.packets.eq(mine.packets + forward),
+            # (The choice comes behind the sums.)
+            after.octets.eq(Mux(forward, mine.octets + op.payload_length, mine.octets)),
+            after.packets.eq(Mux(forward, mine.packets + 1, mine.packets)),
         ]
 
         # How it ends. A reset that is not exact is left to the far end (RFC 5961 section 3).
@@ -221,22 +265,40 @@ class SpliceRules(wiring.Component):
         lingers, due, found = Signal(), Signal(), Signal()
         passed = Signal(SPLICE_TIME_BITS)
         m.d.comb += [
-            reset.eq(live & op.rst & (same(seq_there, "ack", of_other=True) | same(op.seq, "snd_end"))),
-            limit.eq(live & state.bounded & ~op.side & op.has_ack & fresh[0] & (op.ack == state.limit_end)),
+            reset.eq(live & facts.reset & (same("at_ack", facts.seq_there, other.ack) | same("at_end", op.seq, mine.snd_end))),
+            limit.eq(live & state.bounded & ~op.side & facts.has_ack & fresh[0] & facts.at_limit),
             passed.eq(self.now - state.deadline),
             lingers.eq(state.state == PairState.LINGER),
-            due.eq(moving & ~passed[-1] & (lingers | (state.idle != 0))),
+            due.eq(moving & ~passed[-1] & (lingers | facts.idle)),
             # (Not read back from `act`: Verilog's simulators do not look again at what a process assigns a part of.)
-            found.eq(moving & (op.generation == state.generation)),
+            found.eq(moving & facts.same_generation),
             act.found.eq(found),
         ]
 
         self._route(m, drop, divert, moving, forward, mine.guard | other.guard)
 
+        # Side by side, as what a packet brings about is known late. The last reason that holds counts.
+        aborted, expired, ended = (Signal(name=name) for name in ("aborted", "expired", "ended"))
+        status = Signal(STATUS_BITS)
+        m.d.comb += [
+            aborted.eq(facts.abort & found),
+            expired.eq(facts.sweep & due),
+            ended.eq(moving & drop | limit | reset | aborted | expired),
+            status.eq(
+                Mux(facts.abort, Status.ABORTED, Mux(facts.sweep & ~lingers, Status.IDLE, Status.OK))
+            ),
+            act.ended.eq(ended),
+        ]
+        with m.If(limit):
+            m.d.comb += status.eq(Status.LIMIT)
+        with m.If(reset):
+            m.d.comb += status.eq(Status.RESET)
+        m.d.comb += act.status.eq(status)
+
         new = self.next
         m.d.comb += new.eq(state)
-        with m.If(act.ended):
-            m.d.comb += [new.ending.eq(1), new.status.eq(act.status)]
+        with m.If(ended):
+            m.d.comb += [new.ending.eq(1), new.status.eq(status)]
         with m.Switch(op.kind):
             with m.Case(OpKind.PACKET):
                 m.d.comb += self.write.eq(moving)
@@ -249,34 +311,25 @@ class SpliceRules(wiring.Component):
                                 new.sides[1 - side].snd_end.eq(other_end),
                             ]
                     with m.If(state.state == PairState.ACTIVE):
-                        m.d.comb += new.deadline.eq(idle_end)
+                        m.d.comb += new.deadline.eq(facts.idle_end)
                         with m.If(mine.fin_acked & other_acked):
-                            m.d.comb += [new.deadline.eq(linger_end), new.state.eq(PairState.LINGER)]
-                # The last reason that holds counts.
-                with m.If(moving & drop):
-                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.OK)]
-                with m.If(limit):
-                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.LIMIT)]
+                            m.d.comb += [new.deadline.eq(facts.linger_end), new.state.eq(PairState.LINGER)]
                 with m.If(reset):
-                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.RESET), new.reset_by.eq(op.side)]
+                    m.d.comb += new.reset_by.eq(op.side)
             with m.Case(OpKind.INSTALL):
                 m.d.comb += [self.write.eq(1), new.eq(self.install)]
             with m.Case(OpKind.ACTIVATE):
                 m.d.comb += [
                     self.write.eq(1),
                     new.state.eq(PairState.ACTIVE),
-                    new.deadline.eq(idle_end),
+                    new.deadline.eq(facts.idle_end),
                 ]
             with m.Case(OpKind.ABORT):
                 m.d.comb += self.write.eq(found)
-                with m.If(found):
-                    m.d.comb += [act.ended.eq(1), act.status.eq(Status.ABORTED)]
             with m.Case(OpKind.COPY):
                 m.d.comb += [self.write.eq(found), *(side.guard.eq(1) for side in new.sides)]
             with m.Case(OpKind.SWEEP):
                 m.d.comb += self.write.eq(due)
-                with m.If(due):
-                    m.d.comb += [act.ended.eq(1), act.status.eq(Mux(lingers, Status.OK, Status.IDLE))]
         return m
 
     def _route(self, m, drop, divert, moving, forward, guarded):
@@ -286,7 +339,7 @@ class SpliceRules(wiring.Component):
         diverted = moving & ~drop & divert | state.ending
         m.d.comb += [
             act.forward.eq(forward),
-            act.dropped.eq(moving & drop & (self.op.kind == OpKind.PACKET)),
+            act.dropped.eq(moving & drop),
             act.keep.eq(~(moving & drop) & ~(forward & ~guarded)),
             act.steer.eq(moving | diverted),
             act.verdict.eq(Mux(diverted, Verdict.DIVERTED, Mux(moving, Verdict.GUARD, 0))),
