@@ -30,6 +30,8 @@ __all__ = [
 ]
 
 ABI = 1
+AXI_BYTES = 64
+"""Width of the AXI4 master that cpp/ serves."""
 PORTS_MAX = 2
 FRAME_BYTES_MAX = 1 << 16
 
@@ -435,8 +437,6 @@ def open_nic(
 
     Raises `ValueError` for a width of AXI4 that the C++ around it does not know.
     """
-    from hw.config import AXI_BYTES
-
     from .export import export_verilog
     from .verilate import verilate
 
