@@ -8,7 +8,7 @@ from amaranth_boards.ecpix5 import ECPIX585Platform
 from hw.shell.ecp5 import Ecp5Shell
 
 from . import Board, Mac
-from ._ecp5 import CAPACITY_85, CONFIG, TOO_LARGE, rgmii, without
+from ._ecp5 import CAPACITY_85, CONFIG, rgmii, without
 
 __all__ = ["BOARD", "Ecpix5Platform"]
 
@@ -46,6 +46,6 @@ BOARD = Board(
     shell=Ecp5Shell,
     macs=(Mac("eth_rgmii", 0, 1, "", "", 125.0, tx_delay_ps=2000),),
     widths=(8,),
-    tried=TOO_LARGE,
+    tried="whole board synthesised and placed",
     loader="-b ecpix5",
 )

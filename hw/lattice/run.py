@@ -99,7 +99,7 @@ def run(folder, top, board, platform, progress=None):
 def _call(command, work, log, tell, label):
     """Run a tool in `work`; what it says goes to the file `log` there."""
     errors = []
-    with (work / log).open("w") as copy, running(command, command[0], cwd=work) as (lines, status):
+    with (work / log).open("w", buffering=1) as copy, running(command, command[0], cwd=work) as (lines, status):
         for line in lines:
             copy.write(line + "\n")
             if line.startswith("ERROR"):
