@@ -46,6 +46,6 @@ BOARD = Board(
     shell=Ecp5Shell,
     macs=(Mac("eth_rgmii", 0, 1, "", "", 125.0, tx_delay_ps=2000),),
     widths=(8,),
-    tried="whole board synthesised and placed",
+    tried="whole board placed; the MAC is too slow there",
     loader="-b ecpix5",
 )
