@@ -41,7 +41,7 @@ def test_cells(name):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"width": 32, "rx_buffer_beats": None, "tx_buffer_beats": None}, r"^width must be 8, which is the MAC's, not 32$"),
+        ({"width": 32, "axi_bytes": 32, "rx_buffer_beats": None, "tx_buffer_beats": None}, r"^width must be 8, which is the MAC's, not 32$"),
         ({"ports": 2}, r"^ports must be 1 on Lattice ECP5-5G Versa, not 2$"),
     ],
 )
