@@ -36,7 +36,7 @@ def mapped(design, folder):
     return collections.Counter(cell["type"] for cell in cells)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # a quarter of a minute of Yosys; the flow state below stays
 def test_connection_table(tmp_path):
     cells = mapped(ConnectionTable(CONFIG.table), tmp_path)
     assert not [name for name in cells if name.startswith("$mem")], "a memory that fits nowhere"
