@@ -14,9 +14,10 @@ from pathlib import Path
 
 from acceltcp.host import DeviceError
 from acceltcp.host.simulated import SimulatorProcess
+from sim.guest import NIC_BDF
 from sim.guest.agent import GuestError
 from sim.guest.image import guest_image
-from sim.guest.machine import NIC_BDF, Machine
+from sim.guest.machine import Machine
 
 from .goals import Goal
 from .vfio_probe import probe

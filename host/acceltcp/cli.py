@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=run, verbose=0)
-        made.add_argument("bdf", metavar="BDF", help=f"its place, like 0000:65:00.0 (lspci -D -d {pci.VENDOR_ID:04x}:{pci.DEVICE_ID:04x})")
+        made.add_argument("bdf", metavar="BDF", help=f"its place, like 0000:65:00.0 (lspci -D -d {pci.IDENTITY})")
         if run is _bind:
             made.add_argument("--owner", metavar="USER", help="who may use it without being root")
             made.add_argument("--force", action="store_true", help="also if it is no AccelTCP NIC")
@@ -539,16 +539,13 @@ async def _serve_by_workers(
 
 
 def _set_up_tap(options: argparse.Namespace, addresses: list[str]) -> None:
-    tap = tap_setup.tap_name(options.device)
-    if tap is None or options.tap_address == ["none"]:
+    done = tap_setup.set_up(options.device, addresses, options.tap_address)
+    if done is None:
         return
-    peers = options.tap_address or tap_setup.peer_addresses(addresses)
-    worked, reason = tap_setup.configure(tap, peers)
-    if worked and not peers:
-        print(f"The kernel's side of {tap} is up without an address: {' '.join(addresses)} leaves no room for one.")
-    elif worked:
-        print(f"The kernel's side of {tap} has {' and '.join(peers)}.")
-    if worked:
+    tap, peers, reason = done
+    if not reason:
+        has = f"has {' and '.join(peers)}." if peers else f"is up without an address: {' '.join(addresses)} leaves no room for one."
+        print(f"The kernel's side of {tap} {has}")
         return
     print(f"The kernel's side of {tap} could not be set up ({reason}). Type, as root:")
     for command in tap_setup.tap_commands(tap, peers):

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from acceltcp.apps import tap as tap_setup
+from acceltcp.cli import DEFAULT_ADDRESSES, DEFAULT_DEVICE
 from acceltcp.host import DeviceError
 from acceltcp.host.simulated import SimulatorProcess
 from acceltcp.host.transport import split_spec
 
 from ..cache import BuildError
+from . import NIC_BDF
 from .agent import GuestError
 from .image import guest_image
-from .machine import NIC_BDF, Machine, check_memory
+from .machine import Machine, check_memory
 
 __all__ = ["main"]
-
-_NIC_ADDRESSES = ("10.0.0.2/24", "fd00::2/64")
-"""Of the servers that `acceltcp` starts unless told otherwise; the kernel's side gets addresses next to them."""
 
 _COMMAND_S = 3600.0
 
@@ -74,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "the source tree is there, and /shared is a folder of the host's.",
     )  # fmt: skip
     parser.add_argument(
-        "--device", default="sim:?tap=acc0", metavar="SPEC", help="the simulated NIC: sim:?tap=NAME&width=64&loss=0.01... (default: %(default)s)"
+        "--device", default=DEFAULT_DEVICE, metavar="SPEC", help="the simulated NIC: sim:?tap=NAME&width=64&loss=0.01... (default: %(default)s)"
     )
     parser.add_argument(
         "--tap-address", action="append", metavar="ADDRESS/PREFIX",
@@ -104,7 +103,7 @@ def _run(options: argparse.Namespace) -> int:
     for text in options.tap_address or []:
         if text != "none":
             tap_setup.check_address(text)
-    image = guest_image(lambda line: _tell(f"{line} (the first time only)"))
+    image = guest_image(_tell)
     with contextlib.ExitStack() as stack:
         _tell("starting the simulated NIC (the first start compiles it)")
         nic = stack.enter_context(SimulatorProcess(device, options.device))
@@ -124,12 +123,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _set_up_tap(options: argparse.Namespace) -> None:
-    tap = tap_setup.tap_name(options.device)
-    if tap is None or options.tap_address == ["none"]:
+    done = tap_setup.set_up(options.device, DEFAULT_ADDRESSES, options.tap_address)
+    if done is None:
         return
-    peers = options.tap_address or tap_setup.peer_addresses(_NIC_ADDRESSES)
-    worked, reason = tap_setup.configure(tap, peers)
-    if worked:
+    tap, peers, reason = done
+    if not reason:
         _tell(f"the kernel's side of {tap} has {' and '.join(peers)}")
         return
     _tell(f"the kernel's side of {tap} could not be set up ({reason}). Type, as root:")

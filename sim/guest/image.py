@@ -20,7 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from acceltcp.abi import pci
+
 from ..cache import BuildError, build_once, cache_directory, content_hash
+from . import NIC_BDF
 
 __all__ = ["PYCACHE", "GuestImage", "PackagesError", "guest_image"]
 
@@ -61,13 +64,14 @@ _COMMANDS = {
 """Scripts in the guest. Nobody is there to shut down in order."""
 
 _USERS = "root:x:0:0:root:/root:/bin/bash\nuser:x:1000:1000:somebody:/tmp:/bin/bash\n"
-_MOTD = """
+_NIC = NIC_BDF.removeprefix("0000:")
+_MOTD = f"""
 This is a Linux guest. The simulated NIC is one of its PCI cards, behind an IOMMU:
 
-    lspci -d 1234:                                  # where it is
-    acceltcp bind 00:03.0                           # give it to vfio-pci
-    acceltcp info --device vfio:00:03.0
-    acceltcp http --device vfio:00:03.0             # then, on the host: curl http://10.0.0.2/
+    lspci -d {pci.VENDOR_ID:04x}:                                  # where it is
+    acceltcp bind {_NIC}                           # give it to vfio-pci
+    acceltcp info --device vfio:{_NIC}
+    acceltcp http --device vfio:{_NIC}             # then, on the host: curl http://10.0.0.2/
 
 'poweroff' or Ctrl-D ends the guest; Ctrl-A X ends it at once.
 
@@ -117,7 +121,7 @@ class GuestImage:
 def guest_image(tell: Callable[[str], None] = lambda _: None) -> GuestImage:
     """The image, which is built if it is not there yet or has been damaged: about a minute, and 320 MB in the cache. tell: gets a
     line when something takes long. Raises `BuildError` with a sentence, `PackagesError` when the packages cannot be had."""
-    recipe = content_hash((Path(__file__), _INIT))
+    recipe = content_hash((Path(__file__), _INIT, _MOTD))
     target = cache_directory() / "guest" / recipe
     try:
         if target.exists() and not _whole(target):

@@ -16,15 +16,12 @@ from pathlib import Path
 from types import TracebackType
 
 from ..cache import ROOT, BuildError, cache_directory
+from . import NIC_SLOT
 from .agent import Agent, GuestError
 from .image import GuestImage
 
-__all__ = ["NIC_BDF", "Machine", "check_memory"]
+__all__ = ["Machine", "check_memory"]
 
-NIC_BDF = "0000:00:03.0"
-"""Where the first NIC is."""
-
-_FIRST_NIC_SLOT = 3
 _BOOT_S = 240.0
 _MEMORY = (512, 1 << 16)
 _HUGE_PAGE_SHARE = 0.4
@@ -149,7 +146,7 @@ def _nics(sockets: Sequence[str]) -> list[str]:
     arguments = []
     for number, path in enumerate(sockets):
         device = {
-            "driver": "vfio-user-pci", "addr": f"{_FIRST_NIC_SLOT + number:#x}", "socket": {"type": "unix", "path": path},
+            "driver": "vfio-user-pci", "addr": f"{NIC_SLOT + number:#x}", "socket": {"type": "unix", "path": path},
         }  # fmt: skip
         arguments += ["-device", json.dumps(device)]
     return arguments

@@ -15,8 +15,9 @@ import pytest
 
 from acceltcp.host.simulated import SimulatorProcess
 from sim.cache import ROOT
+from sim.guest import NIC_BDF
 from sim.guest.image import PackagesError, guest_image
-from sim.guest.machine import NIC_BDF, Machine
+from sim.guest.machine import Machine
 
 from .namespace import isolated
 from .world import ADDRESSES, KERNEL4, NIC4, NIC6, START_S, plug, wait_until

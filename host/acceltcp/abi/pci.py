@@ -16,6 +16,7 @@ __all__ = [
     "BAR_REGISTERS_BYTES",
     "CLASS_CODE",
     "DEVICE_ID",
+    "IDENTITY",
     "MSIX_ENTRY_BYTES",
     "MSIX_PBA_OFFSET",
     "MSIX_TABLE_OFFSET",
@@ -31,6 +32,9 @@ VENDOR_ID = 0x1234
 sold by somebody carries that somebody's instead."""
 
 DEVICE_ID = 0xACC7
+
+IDENTITY = f"{VENDOR_ID:04x}:{DEVICE_ID:04x}"
+"""As lspci shows it."""
 
 SUBSYSTEM_VENDOR_ID = VENDOR_ID
 SUBSYSTEM_ID = 0x0001

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from acceltcp.host.transport import split_spec
 
-__all__ = ["check_address", "configure", "peer_addresses", "tap_commands", "tap_name"]
+__all__ = ["check_address", "configure", "peer_addresses", "set_up", "tap_commands", "tap_name"]
 
 
 def tap_name(spec: str) -> str | None:
@@ -65,3 +65,17 @@ def configure(tap: str, addresses: Iterable[str]) -> tuple[bool, str]:
         if done.returncode:
             return False, done.stderr.strip() or f"{' '.join(command)} failed"
     return True, ""
+
+
+def set_up(spec: str, ours: Iterable[str], wanted: list[str] | None) -> tuple[str, list[str], str] | None:
+    """Set up the kernel's side for a device: its TAP, the addresses it gets, and why that failed ("": it did not).
+
+    ours: the NIC's addresses. wanted: of the kernel's side; None: one next to each of the NIC's; ["none"]: nothing is done.
+    None when there is nothing to do.
+    """
+    tap = tap_name(spec)
+    if tap is None or wanted == ["none"]:
+        return None
+    peers = wanted or peer_addresses(ours)
+    _, reason = configure(tap, peers)
+    return tap, peers, reason

@@ -168,7 +168,7 @@ class VfioUserTransport(Transport):
         if (vendor, device) != (pci.VENDOR_ID, pci.DEVICE_ID):
             raise DeviceError(
                 f"{self.description} is PCI device {vendor:04x}:{device:04x}, "
-                f"not {pci.VENDOR_ID:04x}:{pci.DEVICE_ID:04x}."
+                f"not {pci.IDENTITY}."
             )
         (command,) = struct.unpack("<H", self._region_read(Region.CONFIG, _PCI_COMMAND, 2))
         value = struct.pack("<H", command | _PCI_COMMAND_MEMORY_AND_BUS_MASTER)

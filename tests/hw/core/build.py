@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cocotb_tools.check_results import get_results
 from cocotb_tools.runner import Verilator
 
 from hw.config import NicConfig
@@ -22,7 +23,7 @@ from sim.cache import cache_directory
 from sim.export import TOP_MODULE, export_verilog
 from sim.verilate import verilator_root
 
-__all__ = ["TOP_MODULE", "CoreRunner", "build", "build_verilog"]
+__all__ = ["TOP_MODULE", "CoreRunner", "build", "build_verilog", "run_module"]
 
 FLAGS = (
     "--x-assign", "fast",
@@ -107,6 +108,17 @@ def _ports(text: str, top: str) -> list[str]:
     body = text[text.index(f"module {top}(") :]
     header = body[body.index("(") + 1 : body.index(");")]
     return [name.strip().removeprefix("\\") for name in header.split(",")]
+
+
+def run_module(text: str, top: str, module: str, folder: Path) -> tuple[int, int, str]:
+    """Run the cocotb tests in `module` on the module `top` of the Verilog `text`: how many ran, how many failed, the end of the log."""
+    log = folder / "run.log"
+    results = CoreRunner().test(
+        test_module=module, hdl_toplevel=top, hdl_toplevel_lang="verilog", build_dir=build_verilog(text, top), test_dir=folder, seed="1",
+        log_file=log, extra_env={"COCOTB_ANSI_OUTPUT": "0", "PYTHONWARNINGS": "ignore::DeprecationWarning"},
+    )  # fmt: skip
+    ran, failed = get_results(results)
+    return ran, failed, log.read_text()[-4000:]
 
 
 @contextlib.contextmanager

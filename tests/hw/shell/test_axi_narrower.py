@@ -5,13 +5,12 @@ import random
 import pytest
 from amaranth import Elaboratable, Module
 from amaranth.lib.wiring import connect
-from cocotb_tools.check_results import get_results
 
 from hw.shell.axi_narrower import NARROW_BYTES, AxiNarrower
 from hw.shell.message_writer import MessageWriter
 from hw.verilog import convert
 
-from ..core.build import CoreRunner, build_verilog
+from ..core.build import run_module
 from ..simulate import always, converts, run, sometimes
 
 OKAY, SLVERR, DECERR = 0, 2, 3
@@ -19,14 +18,8 @@ OKAY, SLVERR, DECERR = 0, 2, 3
 
 @pytest.mark.long  # half a minute of C++ compiler
 def test_memory_behind_it(tmp_path):
-    folder = build_verilog(convert(AxiNarrower(), "narrower"), "narrower")
-    results = CoreRunner().test(
-        test_module="tests.hw.shell.cocotb_axi_narrower", hdl_toplevel="narrower", hdl_toplevel_lang="verilog",
-        build_dir=folder, test_dir=tmp_path, seed="1", log_file=tmp_path / "run.log",
-        extra_env={"COCOTB_ANSI_OUTPUT": "0", "PYTHONWARNINGS": "ignore::DeprecationWarning"},
-    )  # fmt: skip
-    ran, failed = get_results(results)
-    assert (ran, failed) == (2, 0), (tmp_path / "run.log").read_text()[-4000:]
+    ran, failed, said = run_module(convert(AxiNarrower(), "narrower"), "narrower", "tests.hw.shell.cocotb_axi_narrower", tmp_path)
+    assert (ran, failed) == (2, 0), said
 
 
 def test_written_bytes():

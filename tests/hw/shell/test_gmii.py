@@ -5,13 +5,12 @@ import zlib
 
 import pytest
 from amaranth.lib import data
-from cocotb_tools.check_results import get_results
 
 from hw.shell.gmii import GmiiReceiver, GmiiTransmitter
 from hw.stream.beat import BeatLayout
 from hw.verilog import convert
 
-from ..core.build import CoreRunner, build_verilog
+from ..core.build import run_module
 from ..simulate import beats, converts, feed, packets, run
 from .gmii_loop import GmiiLoop
 
@@ -190,11 +189,5 @@ def test_converts(component):
 
 def test_a_cable(tmp_path):
     """The MAC and its crossings, between the two ends of cocotbext-eth's GMII."""
-    folder = build_verilog(convert(GmiiLoop(), "gmii_loop"), "gmii_loop")
-    results = CoreRunner().test(
-        test_module="tests.hw.shell.cocotb_gmii", hdl_toplevel="gmii_loop", hdl_toplevel_lang="verilog",
-        build_dir=folder, test_dir=tmp_path, seed="1", log_file=tmp_path / "run.log",
-        extra_env={"COCOTB_ANSI_OUTPUT": "0", "PYTHONWARNINGS": "ignore::DeprecationWarning"},
-    )  # fmt: skip
-    ran, failed = get_results(results)
-    assert (ran, failed) == (3, 0), (tmp_path / "run.log").read_text()[-4000:]
+    ran, failed, said = run_module(convert(GmiiLoop(), "gmii_loop"), "gmii_loop", "tests.hw.shell.cocotb_gmii", tmp_path)
+    assert (ran, failed) == (3, 0), said

@@ -36,7 +36,7 @@ def bind(bdf: str, *, owner: str | None = None, force: bool = False, root: Path 
         vendor, device = function.identity
         raise DeviceError(
             f"{function.bdf} is PCI device {vendor:04x}:{device:04x}, no AccelTCP NIC "
-            f"({pci.VENDOR_ID:04x}:{pci.DEVICE_ID:04x}); --force binds it all the same."
+            f"({pci.IDENTITY}); --force binds it all the same."
         )
     group = function.group
     if others := function.in_the_way:

@@ -52,7 +52,7 @@ class PciFunction:
             if ours:
                 nics.append(path.name)
         if not nics:
-            return f"; none of this machine is an AccelTCP NIC ({pci.VENDOR_ID:04x}:{pci.DEVICE_ID:04x})"
+            return f"; none of this machine is an AccelTCP NIC ({pci.IDENTITY})"
         return f"; AccelTCP NICs here: {', '.join(nics)}"
 
     def __str__(self) -> str:

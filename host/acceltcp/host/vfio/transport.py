@@ -74,7 +74,6 @@ class VfioTransport(Transport):
         self._eventfds: list[int] = []
         self._wanted = -1
         self._lost: str | None = None
-        self._closed = False
         self._registers: _Registers | None = None
         self._iommu = open_iommu(function, self.description, dev)
         self._device = self._iommu.device
@@ -97,7 +96,7 @@ class VfioTransport(Transport):
         vendor, device = _PCI_ID.unpack(os.pread(self._device, _PCI_ID.size, self._config.offset))
         if (vendor, device) != (pci.VENDOR_ID, pci.DEVICE_ID):
             raise DeviceError(
-                f"{self.description} is PCI device {vendor:04x}:{device:04x}, not {pci.VENDOR_ID:04x}:{pci.DEVICE_ID:04x}."
+                f"{self.description} is PCI device {vendor:04x}:{device:04x}, not {pci.IDENTITY}."
             )
         bar = self._region(Region(pci.BAR_REGISTERS))
         wanted = RegionFlag.READ | RegionFlag.WRITE | RegionFlag.MMAP
@@ -106,7 +105,7 @@ class VfioTransport(Transport):
                 f"{self.description} has a BAR {pci.BAR_REGISTERS} of {bar.size} bytes (flags {bar.flags:#x}); "
                 f"an AccelTCP NIC has {pci.BAR_REGISTERS_BYTES} that can be mapped."
             )
-        self.reset()
+        self._reset()
         (command,) = struct.unpack("<H", os.pread(self._device, 2, self._config.offset + _PCI_COMMAND))
         os.pwrite(
             self._device, struct.pack("<H", command | _COMMAND_MEMORY_AND_BUS_MASTER), self._config.offset + _PCI_COMMAND
@@ -195,8 +194,11 @@ class VfioTransport(Transport):
         return self._eventfds[:count]
 
     def reset(self) -> None:
-        if self._closed:
+        if self._registers is None:
             self.check()
+        self._reset()
+
+    def _reset(self) -> None:
         if not self._can_reset:
             return
         try:
@@ -228,7 +230,6 @@ class VfioTransport(Transport):
         return _Share(self.description, region, list(self._eventfds), self._registers)
 
     def close(self) -> None:
-        self._closed = True
         if self._registers is not None:
             self._registers.close()
             self._registers = None
